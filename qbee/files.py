@@ -1,0 +1,70 @@
+"""Whole-or-nothing file writing: a temporary name in the same folder, then a rename."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qbee.errors import ModelFileError, ParameterError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Temporary path that becomes ``path`` when the block ends without an error.
+
+    The temporary name keeps the suffix of ``path``, which some writers look at.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 ``text`` whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def read_text(path: Path) -> str:
+    """UTF-8 text of a file.
+
+    Raises
+    ------
+    ModelFileError
+        if the file is missing, unreadable or not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
+        raise ModelFileError(f"{path}: {reason}") from error
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder that can be written to and return it.
+
+    Raises
+    ------
+    ParameterError
+        if it cannot be created or written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with replacing(path / ".writable") as probe:
+            probe.touch()
+        (path / ".writable").unlink()
+    except OSError as error:
+        raise ParameterError(f"{path}: cannot write to this folder: {error.strerror}") from error
+    return path

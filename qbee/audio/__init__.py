@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""From sound files to mel images."""

@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""From label tables to folds of mel images."""

@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""From integers to files a microcontroller runs."""

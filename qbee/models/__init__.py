@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Float Keras models by name."""

@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Quantization: the integer specification, quantizers, calibration and conversion."""

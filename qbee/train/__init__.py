@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Training, augmentation and scores."""

@@ -1,0 +1,1 @@
+"""Measurements of qbee against what a user would do without it."""

@@ -1,0 +1,188 @@
+"""Sound files: what they are, and their samples as a mono stream at a wanted rate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from qbee.errors import AudioError, ParameterError
+from qbee.records import Recording
+
+# libsndfile's stand-in where a FLAC header leaves the length open (written by a pipe).
+UNKNOWN_FRAMES = 2**63 - 1
+# Programs writing a WAV to a pipe put 0x7FFFF000 (sox) to 0xFFFFFFFF (ffmpeg) for the length.
+OPEN_LENGTH_BYTES = 0x7FFFF000
+# An MP3 without a length tag has its length estimated; the last frame may be cut.
+MP3_SLACK_FRAMES = 2 * 1152
+# libsndfile's SFE_BAD_FILE: "file does not exist" although it does, if no decoder wants it.
+BAD_FILE = 7
+CUT_CHUNK = re.compile(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
+
+
+class _OneWayFile(soundfile.SoundFile):
+    """A sound file read from front to back.
+
+    soundfile seeks to where it already is after each read, which makes libsndfile's MP3
+    decoder start afresh in the middle of a frame (an audible error at every block) and
+    fails for a FLAC of unknown length; a file that is not seekable is left alone.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
+def info(path: Path) -> Recording:
+    """Rate, channels and duration of a sound file.
+
+    An MP3 without a length tag has its duration estimated by the decoder; a FLAC whose
+    header leaves the length open is decoded once to count its samples.
+
+    Raises
+    ------
+    AudioError
+        if the file is missing, a folder, empty, not sound, without samples, or a WAV or
+        AIFF shorter than its header says.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        rate, channels, frames = file.samplerate, file.channels, file.frames
+        if frames == UNKNOWN_FRAMES:
+            frames = sum(len(block) for block in _mono_blocks(file, path, rate))
+    return Recording(path=path, sample_rate_hz=rate, channels=channels, duration_s=frames / rate)
+
+
+def stream(path: Path, *, sample_rate_hz: int, block_s: float = 30.0) -> Iterator[np.ndarray]:
+    """Mono samples of a recording at ``sample_rate_hz``, block by block in constant memory.
+
+    Channels are averaged; another rate is resampled by one soxr HQ stream over the whole
+    recording, so block borders leave no trace.
+
+    Parameters
+    ----------
+    path : Path of a WAV, FLAC, OGG, MP3 or other file libsndfile reads
+    sample_rate_hz : int > 0
+    block_s : float > 0, seconds read at a time
+
+    Yields
+    ------
+    np.ndarray [shape=(n,)], float32, full scale is 1; the n add up to the duration times
+    ``sample_rate_hz`` within a sample
+
+    Raises
+    ------
+    ParameterError
+        if ``sample_rate_hz`` or ``block_s`` is not positive.
+    AudioError
+        as `info`; and at the damaged place for a sample that is not finite or a file
+        whose sound ends before its header says.
+    """
+    if not sample_rate_hz > 0:
+        raise ParameterError(f"sample_rate_hz={sample_rate_hz!r} must be positive")
+    if not 0 < block_s < np.inf:
+        raise ParameterError(f"block_s={block_s!r} must be positive and finite")
+    return _resampled(Path(path), sample_rate_hz, block_s)
+
+
+def _resampled(path: Path, sample_rate_hz: int, block_s: float) -> Iterator[np.ndarray]:
+    with _opened(path) as file:
+        blocks = _mono_blocks(file, path, max(1, round(block_s * file.samplerate)))
+        if file.samplerate == sample_rate_hz:
+            yield from blocks
+            return
+        resampler = soxr.ResampleStream(
+            file.samplerate, sample_rate_hz, 1, dtype="float32", quality="HQ"
+        )
+        for block in blocks:
+            yield resampler.resample_chunk(block)
+        yield resampler.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+def _mono_blocks(file: _OneWayFile, path: Path, block_frames: int) -> Iterator[np.ndarray]:
+    """Mean of the channels, checked to be finite and as long as the header says."""
+    weights = np.full(file.channels, 1 / file.channels, np.float32)
+    decoded = 0
+    while len(block := _read(file, path, block_frames)):
+        # A product with the weights is many times faster than a mean over two channels.
+        mono = block[:, 0] if file.channels == 1 else block @ weights
+        _require_finite(mono, path, decoded, file.samplerate)
+        decoded += len(mono)
+        yield mono
+    slack = MP3_SLACK_FRAMES if file.format == "MP3" else 0
+    if file.frames != UNKNOWN_FRAMES and decoded + slack < file.frames:
+        raise _cut_short(path, decoded, file.frames, file.samplerate)
+
+
+def _read(file: _OneWayFile, path: Path, block_frames: int) -> np.ndarray:
+    try:
+        return file.read(block_frames, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        reason = _reason(error)
+        raise _cut_short(path, file.tell(), file.frames, file.samplerate, reason) from error
+
+
+def _reason(error: soundfile.LibsndfileError) -> str:
+    return error.error_string.removeprefix("Error : ").rstrip(".")
+
+
+def _require_finite(mono: np.ndarray, path: Path, before: int, sample_rate_hz: int) -> None:
+    finite = np.isfinite(mono)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        second = (before + first) / sample_rate_hz
+        raise AudioError(f"{path}: sample at second {second:.3f} is {mono[first]}, not finite")
+
+
+def _cut_short(
+    path: Path, decoded: int, header: int, sample_rate_hz: int, reason: str = "truncated"
+) -> AudioError:
+    promised = "unknown" if header == UNKNOWN_FRAMES else f"{header / sample_rate_hz:.3f} s"
+    return AudioError(
+        f"{path}: sound ends at second {decoded / sample_rate_hz:.3f}, "
+        f"length by its header: {promised} ({reason})"
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_OneWayFile]:
+    """Sound file with at least one sample, or an AudioError that says what it is instead."""
+    _require_content(path)
+    try:
+        file = _OneWayFile(path)
+    except soundfile.LibsndfileError as error:
+        known = "" if error.code == BAD_FILE else f": {_reason(error)}"
+        raise AudioError(f"{path}: not a sound file that can be read{known}") from error
+    with file:
+        if file.frames == 0:
+            raise AudioError(f"{path}: contains no samples")
+        _require_whole_chunk(file, path)
+        yield file
+
+
+def _require_content(path: Path) -> None:
+    try:
+        if path.is_dir():
+            raise AudioError(f"{path}: is a folder, not a sound file")
+        if path.stat().st_size == 0:
+            raise AudioError(f"{path}: is empty (0 bytes)")
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise AudioError(f"{path}: {error.strerror}") from error
+    if path.suffix.lower() == ".raw":
+        raise AudioError(f"{path}: raw samples without a header are not supported")
+
+
+def _require_whole_chunk(file: _OneWayFile, path: Path) -> None:
+    """Refuse a WAV or AIFF cut short, which libsndfile only notes in its log and reads."""
+    cut = CUT_CHUNK.search(file.extra_info)
+    if cut is None or int(cut[1]) >= OPEN_LENGTH_BYTES:
+        return
+    header = file.frames * int(cut[1]) // int(cut[2])
+    if header > file.frames:
+        raise _cut_short(path, file.frames, header, file.samplerate)

@@ -1,0 +1,264 @@
+"""Label tables (CSV, Raven selection tables, Audacity labels) as segments of recordings."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from qbee.audio import load
+from qbee.errors import LabelError, ParameterError
+from qbee.records import Label, Segment
+
+Unannotated = Literal["no_buzz", "uncertain", "ignore"]
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+RAVEN_LABEL_COLUMNS = ("Annotation", "Label", "Species")
+RAVEN_BEGIN, RAVEN_END = "Begin Time (s)", "End Time (s)"
+
+
+def read(
+    path: Path,
+    *,
+    recording: Path | None = None,
+    location: str | None = None,
+    unannotated: Unannotated = "ignore",
+) -> list[Segment]:
+    """Segments of a table whose kind is told by its suffix and its header.
+
+    ``.csv`` is read by :func:`read_csv`, a header with ``Begin Time (s)`` by
+    :func:`read_raven`, anything else by :func:`read_audacity`.
+
+    Raven and Audacity tables belong to ``recording`` (the audio file beside the table that
+    shares its stem unless given) made at ``location`` (else the name of the table's folder).
+
+    Raises
+    ------
+    LabelError
+        naming table, row and value.
+    ParameterError
+        if an argument that a CSV table answers itself is given with one.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".csv":
+        if recording is not None or location is not None or unannotated != "ignore":
+            raise ParameterError(
+                f"{path}: recording, location and unannotated must not be given with a CSV table"
+            )
+        return read_csv(path)
+    is_raven = RAVEN_BEGIN in _text(path).partition("\n")[0]
+    return (read_raven if is_raven else read_audacity)(
+        path,
+        recording=_recording_beside(path) if recording is None else recording,
+        location=path.resolve().parent.name if location is None else location,
+        unannotated=unannotated,
+    )
+
+
+def read_csv(path: Path) -> list[Segment]:
+    """Segments of a CSV table with one row per segment.
+
+    Columns: file (relative to the table's folder and inside it), start_s, end_s or duration_s
+    (end_s is used when both are there), label (buzz, no_buzz or uncertain), location and
+    optionally recorded_at; others are ignored. UTF-8, with or without a byte order mark.
+
+    Raises
+    ------
+    LabelError
+        naming table, row (the line in the file; the header is 1) and value.
+    """
+    path = Path(path)
+    segments = []
+    needed = ("file",), ("start_s",), ("end_s", "duration_s"), ("label",), ("location",)
+    for row in _rows(path, needed=needed):
+        start_s = row.seconds("start_s")
+        has_end = "end_s" in row.cells
+        end_s = row.seconds("end_s") if has_end else start_s + row.seconds("duration_s")
+        recorded_at = row.cells.get("recorded_at") or None
+        place = _inside_folder(row), row.cells["location"], recorded_at
+        segments.append(row.segment(*place, start_s=start_s, end_s=end_s, label=row.cells["label"]))
+    if not segments:
+        raise LabelError(f"{path}: row 1: the table has a header but no segments")
+    return segments
+
+
+def read_raven(
+    path: Path,
+    *,
+    recording: Path,
+    location: str,
+    label_column: str | None = None,
+    unannotated: Unannotated = "ignore",
+) -> list[Segment]:
+    """Segments of a Raven selection table; a selection listed for several views counts once.
+
+    Parameters
+    ----------
+    label_column : holds buzz, no_buzz or uncertain. Unless given, the first present of
+        Annotation, Label and Species; without any of them every selection is a buzz.
+    unannotated : label of the stretches between the selections; 'ignore' leaves them out.
+        Their ``row`` is that of the selection before them (or the first one).
+
+    Raises
+    ------
+    LabelError
+        naming table, row and value.
+    AudioError
+        if the duration is needed and the recording cannot be read.
+    """
+    path = Path(path)
+    selections: dict[tuple, Segment] = {}
+    begin_files = set()
+    needed = (RAVEN_BEGIN,), (RAVEN_END,), (label_column or RAVEN_BEGIN,)
+    for row in _rows(path, needed=needed, delimiter="\t", quoting=csv.QUOTE_NONE):
+        begin_files.add(row.cells.get("Begin File"))
+        if len(begin_files) > 1:
+            raise row.error(f"Begin File={row.cells['Begin File']!r} is a second recording")
+        present = [name for name in (label_column, *RAVEN_LABEL_COLUMNS) if name in row.cells]
+        label = row.cells[present[0]] if present else "buzz"
+        span_s = row.seconds(RAVEN_BEGIN), row.seconds(RAVEN_END)
+        event = row.segment(recording, location, start_s=span_s[0], end_s=span_s[1], label=label)
+        selections.setdefault((row.cells.get("Selection", row.number), span_s), event)
+    return _with_gaps(path, list(selections.values()), recording, location, unannotated)
+
+
+def read_audacity(
+    path: Path, *, recording: Path, location: str, unannotated: Unannotated = "ignore"
+) -> list[Segment]:
+    r"""Segments of an Audacity label file: start, end and label between tabs, no header.
+
+    Lines that begin with a backslash (frequency ranges) are skipped; ``unannotated`` and the
+    errors are those of :func:`read_raven`.
+    """
+    path = Path(path)
+    events = []
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip() or line.startswith("\\"):
+            continue
+        cells = [cell.strip() for cell in line.split("\t")]
+        row = _Row(path, number, dict(zip(("start", "end", "label"), cells, strict=False)))
+        if len(cells) != 3:
+            raise row.error(f"{line.strip()!r} must be start, end and label separated by tabs")
+        span_s = {"start_s": row.seconds("start"), "end_s": row.seconds("end")}
+        events.append(row.segment(recording, location, **span_s, label=row.cells["label"]))
+    return _with_gaps(path, events, recording, location, unannotated)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of a table: its line in the file and its stripped cells."""
+
+    table: Path
+    number: int
+    cells: dict[str, str]
+
+    def error(self, what: str) -> LabelError:
+        return LabelError(f"{self.table}: row {self.number}: {what}")
+
+    def seconds(self, name: str) -> float:
+        try:
+            seconds = float(self.cells[name])
+        except ValueError as error:
+            raise self.error(f"{name}={self.cells[name]!r} must be a number of seconds") from error
+        if not math.isfinite(seconds):
+            raise self.error(f"{name}={self.cells[name]!r} must be finite")
+        return seconds
+
+    def segment(self, recording, location, recorded_at=None, *, start_s, end_s, label) -> Segment:
+        if start_s < 0:
+            raise self.error(f"the start {start_s} s must not be negative")
+        if end_s <= start_s:
+            raise self.error(f"the end {end_s} s must be after the start {start_s} s")
+        if label not in get_args(Label):
+            raise self.error(f"label={label!r} must be one of {', '.join(get_args(Label))}")
+        if not location:
+            raise self.error("location must not be empty")
+        # one recording has one path, however the tables spell it
+        path = Path(recording).resolve()
+        return Segment(path, start_s, end_s, label, location, recorded_at, self.table, self.number)
+
+
+def _text(table: Path) -> str:
+    try:
+        return table.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise LabelError(f"{table}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        row = error.object[: error.start].count(b"\n") + 1
+        byte = error.object[error.start]
+        raise LabelError(f"{table}: row {row}: byte {byte:#x} is not UTF-8") from error
+
+
+def _rows(table: Path, *, needed: tuple[tuple[str, ...], ...], **layout) -> Iterator[_Row]:
+    """Rows that are not blank, under a header with one of each group of ``needed`` names."""
+    reader = csv.DictReader(io.StringIO(_text(table), newline=""), strict=True, **layout)
+    try:
+        header = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = header
+        for names in needed:
+            if not set(names) & set(header):
+                what = f"missing column {' or '.join(names)}; found: {', '.join(header) or 'none'}"
+                raise _Row(table, 1, {}).error(what)
+        for cells in reader:
+            further = cells.pop(None, ())
+            present = [name for name in header if cells[name] is not None]
+            if further or len(present) < len(header):
+                what = f"{len(present) + len(further)} cells, but the header has {len(header)}"
+                raise _Row(table, reader.line_num, {}).error(what)
+            yield _Row(table, reader.line_num, {k: v.strip() for k, v in cells.items()})
+    except csv.Error as error:
+        # the reader counts up to the row before, which an open quote may leave far behind
+        raise _Row(table, reader.line_num + 1, {}).error(str(error)) from error
+
+
+def _inside_folder(row: _Row) -> Path:
+    name = row.cells["file"]
+    if not name:
+        raise row.error("file must not be empty")
+    try:
+        folder = row.table.parent.resolve()
+        path = (folder / name).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise row.error(f"file={name!r} is not a usable path: {error}") from error
+    if Path(name).is_absolute() or folder not in path.parents:
+        raise row.error(f"file={name!r} must be a relative path that stays inside {folder}")
+    return path
+
+
+def _recording_beside(table: Path) -> Path:
+    stem = re.sub(r"(\.Table\.\d+)?(\.selections?)?$", "", table.stem)
+    namesakes = (path for path in table.resolve().parent.iterdir() if path.stem == stem)
+    found = sorted(path for path in namesakes if path.suffix.lower() in AUDIO_SUFFIXES)
+    if len(found) != 1:
+        raise LabelError(
+            f"{table}: one recording {stem} ({', '.join(AUDIO_SUFFIXES)}) must lie beside the "
+            f"table, found {', '.join(path.name for path in found) or 'none'}; or name it"
+        )
+    return found[0]
+
+
+def _with_gaps(table, events, recording, location, unannotated) -> list[Segment]:
+    """Events and, unless they are ignored, the stretches between them, in order of time."""
+    if unannotated not in get_args(Unannotated):
+        allowed = ", ".join(get_args(Unannotated))
+        raise ParameterError(f"unannotated={unannotated!r} must be one of {allowed}")
+    if unannotated == "ignore":
+        if not events:
+            raise LabelError(f"{table}: row 1: the table has no segments")
+        return events
+    ordered = sorted(events, key=lambda event: event.start_s)
+    row = _Row(table, events[0].row if events else 1, {})
+    segments, reached_s = [], 0.0
+    for event in [*ordered, None]:
+        until_s = event.start_s if event else load.info(Path(recording)).duration_s
+        if until_s > reached_s:
+            span_s = {"start_s": reached_s, "end_s": until_s}
+            segments.append(row.segment(recording, location, **span_s, label=unannotated))
+        if event:
+            segments.append(event)
+            reached_s, row = max(reached_s, event.end_s), _Row(table, event.row, {})
+    return segments

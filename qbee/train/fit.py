@@ -1,0 +1,241 @@
+"""Training of any Keras model on mel images; an interrupted run continues after its last epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from qbee import arrays
+from qbee.audio import mel
+from qbee.errors import DataError
+from qbee.keras import keras, tf
+from qbee.records import FrontEnd, Record
+from qbee.train import metrics, schedule, weights
+from qbee.train.augment import Augmentation, augment
+
+Progress = Callable[[int, int, str], None]
+
+
+class TrainSettings(Record):
+    """Training as in the bee paper: Adam, 1-cycle to ``max_rate``, clip by value, batch 64."""
+
+    epochs: int = Field(20, ge=1)
+    batch_windows: int = Field(64, ge=1)
+    max_rate: float = Field(1e-3, gt=0)
+    clip_value: float = Field(0.1, gt=0)
+    balance_classes: bool = False
+    stop_after_epochs: int | None = Field(None, ge=1)
+    augmentation: Augmentation | None = None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch gave; F1 is the highest over thresholds, on the validation windows."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    validation_f1: float
+
+
+class Examples:
+    """Labelled dB mel images and the front end that standardises them.
+
+    Parameters
+    ----------
+    images : np.ndarray [shape=(n, n_mels, n_frames)], dB, may be memory-mapped
+    labels : np.ndarray [shape=(n,)], bool, True is buzz
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, front_end: FrontEnd):
+        self.images, self.labels, self.front_end = images, np.asarray(labels, bool), front_end
+
+    def inputs(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Standardised model inputs [n, n_mels, n_frames, 1] of some windows."""
+        return self.standardised(self.images[np.asarray(indices, int)])
+
+    def standardised(self, images: np.ndarray) -> np.ndarray:
+        """Standardised model inputs [n, n_mels, n_frames, 1] of dB images."""
+        return mel.standardize(images, self.front_end)[..., None]
+
+
+def predict(model, examples: Examples, indices, *, batch_windows: int = 128) -> np.ndarray:
+    """Logits [n, 2] of some windows, in inference mode, float32."""
+    indices = np.asarray(indices, int)
+    parts = [
+        model(examples.inputs(indices[i : i + batch_windows]), training=False).numpy()
+        for i in range(0, len(indices), batch_windows)
+    ]
+    return np.concatenate(parts) if parts else np.zeros((0, 2), np.float32)
+
+
+def _batches(
+    examples: Examples, train: np.ndarray, settings: TrainSettings, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Shuffled batches of one epoch; an incomplete last batch is left to the next epochs."""
+    order = rng.permutation(train)
+    quiet = train[~examples.labels[train]]
+    size = min(settings.batch_windows, len(order))
+    for start in range(0, len(order) - size + 1, size):
+        chosen = order[start : start + size]
+        images = examples.images[chosen]
+        if settings.augmentation is not None:
+            background = examples.images[rng.choice(quiet, size)]
+            images = augment(images, background, settings.augmentation, rng=rng)
+        yield examples.standardised(images), examples.labels[chosen].astype(np.int32)
+
+
+def _class_weights(labels: np.ndarray, settings: TrainSettings) -> np.ndarray:
+    """Weight of (no buzz, buzz) in the loss; balanced weights average to 1 over the windows."""
+    if not settings.balance_classes:
+        return np.ones(2, np.float32)
+    counts = np.bincount(labels.astype(int), minlength=2)
+    return (len(labels) / (2 * counts)).astype(np.float32)
+
+
+def _step(model, optimizer, class_weights: np.ndarray):
+    """Compiled training step (inputs, labels) -> mean weighted cross-entropy."""
+    variables = model.trainable_variables
+
+    @tf.function
+    def step(inputs, labels):
+        with tf.GradientTape() as tape:
+            logits = model(inputs, training=True)
+            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = tf.reduce_mean(loss * tf.gather(class_weights, labels))
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        return loss
+
+    return step
+
+
+def _cross_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
+    margin = (logits[:, 1] - logits[:, 0]).astype(np.float64) * np.where(labels, -1, 1)
+    return float(np.logaddexp(0, margin).mean())
+
+
+class _Run:
+    """State of a training run that is saved after every epoch."""
+
+    def __init__(self, model, optimizer, checkpoint: Path | None):
+        self.model, self.optimizer, self.checkpoint = model, optimizer, checkpoint
+        self.history: list[Epoch] = []
+        self.best = model.get_weights()
+        if checkpoint is not None and checkpoint.exists():
+            self._restore(checkpoint)
+
+    def _restore(self, checkpoint: Path) -> None:
+        stored, values = arrays.load(checkpoint)
+        self.history = [Epoch(**entry) for entry in values["history"]]
+        groups = [
+            weights.from_arrays({k[len(p) :]: v for k, v in stored.items() if k.startswith(p)})
+            for p in ("now_", "best_", "optimizer_")
+        ]
+        now, self.best, state = groups
+        self.model.set_weights(now)
+        for variable, value in zip(self.optimizer.variables, state, strict=True):
+            variable.assign(value)
+
+    def add(self, epoch: Epoch) -> None:
+        """Append an epoch, keep its weights if it is the best so far, save everything."""
+        self.history.append(epoch)
+        now = self.model.get_weights()
+        if best_epoch(self.history) is epoch:
+            self.best = now
+        if self.checkpoint is None:
+            return
+        state = [v.numpy() for v in self.optimizer.variables]
+        stored = {
+            prefix + name: array
+            for prefix, group in (("now_", now), ("best_", self.best), ("optimizer_", state))
+            for name, array in weights.to_arrays(group).items()
+        }
+        entries = [asdict(entry) for entry in self.history]
+        arrays.save(self.checkpoint, stored, {"history": entries})
+
+
+
+def best_epoch(history: list[Epoch]) -> Epoch:
+    """Epoch of highest validation F1; among equals the one of lowest validation loss."""
+    return max(history, key=lambda e: (e.validation_f1, -e.validation_loss))
+
+
+def fit(
+    model,
+    examples: Examples,
+    *,
+    train: Sequence[int],
+    validation: Sequence[int],
+    settings: TrainSettings,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_progress: Progress | None = None,
+) -> list[Epoch]:
+    """Train ``model`` in place and leave it with the weights of its best epoch.
+
+    Parameters
+    ----------
+    train, validation : indices into ``examples``
+    checkpoint : Path, optional
+        file that holds the state after every finished epoch; if it exists, training continues
+        from it and ends with the same weights as an undisturbed run.
+    on_progress : callable (done steps, all steps, text), optional
+
+    Raises
+    ------
+    DataError
+        if the training windows have one class only.
+    """
+    indices = np.asarray(train, int)
+    if len(set(examples.labels[indices])) < 2:
+        raise DataError(f"training needs both classes; the {len(indices)} windows have one")
+    optimizer = keras.optimizers.Adam(settings.max_rate, clipvalue=settings.clip_value)
+    optimizer.build(model.trainable_variables)
+    run = _Run(model, optimizer, checkpoint)
+    step = _step(model, optimizer, _class_weights(examples.labels[indices], settings))
+    while len(run.history) < settings.epochs and not _has_stalled(run.history, settings):
+        number = len(run.history)
+        loss = _train_epoch(step, optimizer, examples, indices, settings, number, seed, on_progress)
+        run.add(_validated(model, examples, validation, number, loss))
+    model.set_weights(run.best)
+    return run.history
+
+
+def _has_stalled(history: list[Epoch], settings: TrainSettings) -> bool:
+    """Whether the best epoch lies ``stop_after_epochs`` or more back."""
+    if settings.stop_after_epochs is None or not history:
+        return False
+    return history[-1].epoch - best_epoch(history).epoch >= settings.stop_after_epochs
+
+
+def _train_epoch(step, optimizer, examples, train, settings, number, seed, on_progress) -> float:
+    """Run one epoch and return its mean loss."""
+    per_epoch = max(1, len(train) // settings.batch_windows)
+    total = per_epoch * settings.epochs
+    rng = np.random.default_rng([seed, number])
+    losses = []
+    for i, (inputs, labels) in enumerate(_batches(examples, train, settings, rng)):
+        done = number * per_epoch + i
+        rate = schedule.one_cycle(done, total_steps=total, max_rate=settings.max_rate)
+        optimizer.learning_rate.assign(rate)
+        losses.append(float(step(inputs, labels)))
+        if on_progress is not None:
+            on_progress(done + 1, total, f"epoch {number + 1}/{settings.epochs}")
+    return float(np.mean(losses))
+
+
+def _validated(model, examples, validation, number: int, loss: float) -> Epoch:
+    """The record of an epoch, scored on the validation windows."""
+    logits = predict(model, examples, validation)
+    labels = examples.labels[np.asarray(validation, int)]
+    return Epoch(
+        epoch=number + 1,
+        train_loss=loss,
+        validation_loss=_cross_entropy(labels, logits),
+        validation_f1=metrics.best_f1(labels, metrics.probabilities(logits)),
+    )

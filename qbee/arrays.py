@@ -13,6 +13,8 @@ from qbee.errors import ModelFileError
 from qbee.files import replacing
 
 _JSON = "json"
+# What numpy, zipfile and json raise on flipped or missing bytes (RuntimeError: "encrypted").
+_DAMAGE = (KeyError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
 def save(path: Path, arrays: dict[str, np.ndarray], values: dict[str, Any] | None = None) -> None:
@@ -36,6 +38,6 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         values = json.loads(arrays.pop(_JSON).tobytes())
     except OSError as error:
         raise ModelFileError(f"{path}: {error.strerror or error}") from error
-    except (KeyError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise ModelFileError(f"{path}: damaged, or not a file of weights") from error
     return arrays, values

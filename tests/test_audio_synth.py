@@ -182,6 +182,15 @@ def test_a_loop_is_smooth_at_its_joints():
     assert len(synth.looped(y[:1], 10)) == 10
 
 
+def test_a_random_part_is_a_stretch_of_the_file(tmp_path):
+    y = np.random.default_rng(0).uniform(-0.5, 0.5, 40 * RATE_HZ)
+    soundfile.write(tmp_path / "long.wav", y, RATE_HZ, subtype="DOUBLE")
+    for seed in range(5):
+        part = synth.random_part(tmp_path / "long.wav", 8000, rng=np.random.default_rng(seed))
+        first = np.argmin(np.abs(y - part[0]))
+        np.testing.assert_allclose(part, y[first : first + 8000], atol=1e-7)
+
+
 @pytest.mark.parametrize("empty", ["buzz", "back"])
 def test_an_empty_folder_is_named(tones, empty):
     for path in (tones / empty).rglob("*.wav"):
@@ -206,6 +215,7 @@ def test_a_silent_clip_is_named(tones):
     ("settings", "message"),
     [
         ({"recordings_per_location": 0}, "recordings_per_location=0"),
+        ({"recordings_per_location": 1.5}, r"recordings_per_location=1\.5"),
         ({"duration_s": 3.0}, r"duration_s=3\.0"),
         ({"duration_s": float("nan")}, "duration_s=nan"),
     ],
@@ -213,6 +223,11 @@ def test_a_silent_clip_is_named(tones):
 def test_soundscapes_of_impossible_sizes_are_refused(tmp_path, settings, message):
     with pytest.raises(ParameterError, match=message):
         synth.soundscapes(tmp_path, seed=1, **settings)
+
+
+def test_a_negative_seed_is_refused(tmp_path):
+    with pytest.raises(ParameterError, match="seed=-1"):
+        synth.soundscapes(tmp_path, seed=-1)
 
 
 def test_an_impossible_range_of_snrs_is_refused(tones):

@@ -94,13 +94,13 @@ def bursts(duration_s, f0_hz, *, rng):
 
 
 def buzz(duration_s, *, rng):
-    """Make a solitary bee: wing-beat fundamental of 120-280 Hz."""
+    """Make a solitary bee: a wing-beat fundamental around 130-265 Hz, which glides."""
     return bursts(duration_s, rng.uniform(130, 265), rng=rng)
 
 
 def fly(duration_s, *, rng):
-    """Make a fly or mosquito: as a bee, but its fundamental is above 330 Hz."""
-    return bursts(duration_s, rng.uniform(400, 700), rng=rng)
+    """Make a fly or mosquito: as a bee, but with a fundamental of 430-750 Hz."""
+    return bursts(duration_s, rng.uniform(430, 750), rng=rng)
 
 
 def motor(duration_s, *, rng):
@@ -217,8 +217,8 @@ LOCATIONS = (
         floor_db=-18,
         hum_db=-40,
         rain_db=-20,
-        peak_dbfs=-8,
-        decoys={"fly": 1.6, "croaks": 1.6, "motor": 1.2, "voice": 0.6, "engine": 0.4, "dove": 0.3},
+        peak_dbfs=-13,
+        decoys={"fly": 0.8, "croaks": 0.8, "motor": 0.6, "voice": 0.3, "engine": 0.2, "dove": 0.15},
     ),
     Location(
         name="orchard",
@@ -226,8 +226,8 @@ LOCATIONS = (
         floor_db=-10,
         hum_db=-6,
         rain_db=-30,
-        peak_dbfs=-14,
-        decoys={"fly": 0.9, "croaks": 1.0, "motor": 1.8, "voice": 1.4, "engine": 0.8, "dove": 0.4},
+        peak_dbfs=-16,
+        decoys={"fly": 0.45, "croaks": 0.5, "motor": 0.9, "voice": 0.7, "engine": 0.4, "dove": 0.2},
     ),
     Location(
         name="forest",
@@ -235,8 +235,8 @@ LOCATIONS = (
         floor_db=-14,
         hum_db=-20,
         rain_db=-12,
-        peak_dbfs=-18,
-        decoys={"fly": 1.2, "croaks": 2.0, "motor": 1.2, "voice": 0.9, "engine": 0.3, "dove": 0.9},
+        peak_dbfs=-20,
+        decoys={"fly": 0.6, "croaks": 1, "motor": 0.6, "voice": 0.45, "engine": 0.15, "dove": 0.45},
     ),
 )
 

@@ -19,8 +19,9 @@ from qbee.files import make_folder, replacing
 from qbee.records import FrontEnd, Segment, Window
 
 OnError = Literal["stop", "skip"]
-# Tables round their times; a segment may end this much after its recording.
-END_TOLERANCE_S = 0.05
+# Tables round their times, often to whole seconds; a segment may overhang the end of its
+# recording by this share of a window.
+OVERHANG = 0.1
 ROWS_PER_COPY = 256
 
 
@@ -57,15 +58,16 @@ def from_segments(
 
     A segment yields windows at its start, one window hop later, and so on, as long as they lie
     inside it; starts and ends are rounded to STFT frames, so inside means within half a frame.
-    A segment may end 0.05 s after its recording; its last window is then moved inside.
-    A shorter buzz segment yields one window centred on it, moved inside the recording. A shorter
-    no_buzz or uncertain segment is counted in ``too_short``: the rest of the window is unknown.
+    A segment may end a tenth of a window after its recording; its last window is then moved
+    inside. A shorter buzz segment yields one window centred on it, moved inside the recording. A
+    shorter no_buzz or uncertain segment is counted in ``too_short`` (the rest of the window is
+    unknown), and so is every segment of a recording shorter than a window.
     A window that two segments ask for with the same label appears once.
 
     Parameters
     ----------
-    on_error : what to do with a recording that cannot be read or is shorter than a window
-        that was asked of it: 'skip' leaves it out and keeps the message
+    on_error : what to do with a recording that cannot be read: 'skip' leaves it out and keeps
+        the message
 
     Raises
     ------
@@ -74,7 +76,7 @@ def from_segments(
     AudioError
         naming the table and its row, if a recording cannot be used and ``on_error='stop'``.
     DataError
-        if no buzz or no no_buzz window remains.
+        if no window with a certain label remains.
     """
     _check_choice(on_error)
     info = lru_cache(maxsize=None)(load.info)
@@ -169,17 +171,14 @@ def _frames(segment: Segment, duration_s: float, front_end: FrontEnd) -> list[in
         starts = [max(0, round((middle_s - front_end.window_s / 2) / frame_s))]
     else:
         starts = [*range(start, end - front_end.n_frames + 1, front_end.window_hop_frames)]
-    last = length - front_end.n_frames
-    if starts and last < 0:
-        raise AudioError(
-            f"{segment.path}: lasts {duration_s:.3f} s, less than a window of "
-            f"{front_end.window_s:.3f} s"
-        )
-    if segment.end_s > duration_s + END_TOLERANCE_S:
+    if segment.end_s > duration_s + OVERHANG * front_end.window_s:
         raise LabelError(
             f"{segment.table}: row {segment.row}: the segment ends at {segment.end_s} s, but "
             f"{segment.path} lasts {duration_s:.3f} s"
         )
+    last = length - front_end.n_frames
+    if last < 0:
+        return []
     return [min(first, last) for first in starts]
 
 
@@ -198,12 +197,11 @@ def _table(owners, front_end, too_short, skipped) -> WindowTable:
         for (path, frame), owner in owners.items()
         if owner.label != "uncertain"
     )
-    n_buzz, uncertain = sum(window.is_buzz for window in windows), len(owners) - len(windows)
-    if n_buzz in (0, len(windows)):
+    uncertain = len(owners) - len(windows)
+    if not windows:
         raise DataError(
-            f"{n_buzz} buzz and {len(windows) - n_buzz} no_buzz windows, both kinds are needed; "
-            f"left out: {uncertain} uncertain windows, {too_short} segments shorter than a "
-            f"window, {len(skipped)} recordings that cannot be used"
+            f"no window has a certain label; left out: {uncertain} uncertain windows, {too_short} "
+            f"segments shorter than a window, {len(skipped)} recordings that cannot be used"
             + "".join(f" ({message})" for message in skipped[:1])
         )
     return WindowTable(windows, uncertain, too_short, skipped)

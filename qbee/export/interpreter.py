@@ -48,7 +48,7 @@ def read_metadata(content: bytes, *, key: str, source: str) -> dict[str, Any]:
         if entry.name == key.encode():
             try:
                 return json.loads(bytes(model.buffers[entry.buffer].data))
-            except ValueError as error:
+            except (ValueError, TypeError, IndexError) as error:
                 raise ModelFileError(f"{source}: metadata {key!r} is damaged") from error
     raise ModelFileError(f"{source}: has no {key!r} metadata: it was not exported by qbee")
 

@@ -1,1 +1,3 @@
-"""Float Keras models by name."""
+"""Float Keras models by name; importing this package registers them all."""
+
+from qbee.models import beenet as _beenet  # noqa: F401 - registers its models

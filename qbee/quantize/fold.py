@@ -27,7 +27,7 @@ class FoldedLayer:
 
 @dataclass(frozen=True)
 class FoldedNet:
-    """Chain of folded layers; ``shapes`` are the (height, width, channels) or (out,) of each map."""
+    """Chain of folded layers; ``shapes`` are (height, width, channels) or (out,) of their maps."""
 
     name: str
     input_shape: tuple[int, int, int]
@@ -74,6 +74,8 @@ def _depthwise(done: list[FoldedLayer], layer) -> None:
 
 
 def _dense(done: list[FoldedLayer], layer) -> None:
+    if len(layer.input_shape) != 2:
+        _refuse(layer, "must follow a Flatten layer")
     done.append(_weighted(layer, "dense", 1))
 
 

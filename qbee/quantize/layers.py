@@ -19,6 +19,8 @@ from qbee.quantize.quantizers import straight_through as straight
 
 # Axis of the output channels in a Keras kernel of each kind.
 CHANNEL_AXIS = {"conv": 3, "depthwise": 2, "dense": 1}
+# TFLite Micro replaces multipliers below 2^-32 by 0.
+LARGEST_SHIFT = 31
 
 
 def kernel_quantizer(kind: str, bits: int) -> quantized_kernel:
@@ -112,9 +114,25 @@ class QuantizedLayer(keras.layers.Layer):
             "pool": self.pool,
         }
 
+    def _lowest_exponents(self):
+        """Finest kernel exponents whose bias codes and shifts the device can hold.
+
+        They matter to channels whose kernel is tiny beside their bias (a batch norm that has
+        all but switched the channel off).
+        """
+        limit = 2.0 ** (30 if self.arithmetic == "int32" else 46)
+        peak = tf.maximum(tf.abs(self.bias), 2.0**-100)
+        of_bias = tf.cast(tf.math.ceil(tf.math.log(peak / limit) / tf.math.log(2.0)), tf.int32)
+        lowest = tf.maximum(of_bias, self.target.exponent - LARGEST_SHIFT) - self.source.exponent
+        axis = self.kernel_quantizer.scale_axis
+        if axis is None:
+            return tf.reduce_max(lowest)
+        return tf.reshape(lowest, [-1 if i == axis else 1 for i in range(len(self.kernel_shape))])
+
     def quantized(self):
         """Quantized kernel, its exponents [out], and quantized bias on the accumulator's grid."""
-        kernel, exponents = self.kernel_quantizer.with_exponents(self.kernel)
+        lowest = self._lowest_exponents()
+        kernel, exponents = self.kernel_quantizer.with_exponents(self.kernel, lowest)
         exponents = tf.broadcast_to(tf.reshape(exponents, [-1]), [self.channels])
         bias = self.bias_quantizer.on_grid(self.bias, exponents + self.source.exponent)
         return kernel, exponents, bias
@@ -166,7 +184,9 @@ class QuantizedLayer(keras.layers.Layer):
 
     def _trained(self, y, shifts):
         """Rounded and saturated ``y``; the gradient ignores the rounding only."""
-        accumulator = tf.round(tf.stop_gradient(y) * 2.0**-self.target.exponent * power_of_two(shifts))
+        accumulator = tf.round(
+            tf.stop_gradient(y) * 2.0**-self.target.exponent * power_of_two(shifts)
+        )
         lowest, highest = (c * 2.0**self.target.exponent for c in self.target.codes)
         rounded = self._values(self._rounded(accumulator, shifts))
         return straight(tf.clip_by_value(y, lowest, highest), rounded)

@@ -7,6 +7,9 @@ from qbee.keras import qkeras, tf
 from qbee.quantize.fixed_point import MapType, max_kernel_code
 from qbee.quantize.power_of_two import CANDIDATES
 
+# Steps below 2^-126 are no normal float32; some candidates lie a little below this.
+LOWEST_EXPONENT = -120.0
+
 
 def straight_through(x, quantized):
     """``quantized`` exactly, with the gradient of ``x``.
@@ -60,7 +63,7 @@ class quantized_kernel(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras'
         peak = tf.reduce_max(tf.abs(x), axes, keepdims=True)
         safe = tf.where(peak > 0, peak, float(self.max_code))
         log2 = tf.math.log(safe / self.max_code) / tf.math.log(2.0)
-        covering = tf.cast(tf.math.ceil(log2), tf.int32)
+        covering = tf.cast(tf.maximum(tf.math.ceil(log2), LOWEST_EXPONENT), tf.int32)
         errors = [
             tf.reduce_mean((self._rounded(x, covering + c) - x) ** 2, axes, keepdims=True)
             for c in CANDIDATES
@@ -73,9 +76,13 @@ class quantized_kernel(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras'
         step = power_of_two(exponents)
         return tf.clip_by_value(tf.floor(x / step + 0.5), -self.max_code, self.max_code) * step
 
-    def with_exponents(self, x):
-        """Quantized ``x`` with a straight-through gradient, and the exponents of its steps."""
+    def with_exponents(self, x, lowest=None):
+        """Quantized ``x`` with a straight-through gradient, and the exponents of its steps.
+
+        ``lowest`` limits the exponents from below; it broadcasts to their shape.
+        """
         exponents = self.exponents(tf.stop_gradient(x))
+        exponents = exponents if lowest is None else tf.maximum(exponents, lowest)
         return straight_through(x, self._rounded(x, exponents)), exponents
 
     def __call__(self, x):
@@ -142,7 +149,8 @@ def covering_exponent(x, max_code: int):
     """Exponent, int32 scalar, of the finest power-of-two grid that covers all of ``x``."""
     peak = tf.reduce_max(tf.abs(x))
     safe = tf.where(peak > 0, peak, float(max_code))
-    return tf.cast(tf.math.ceil(tf.math.log(safe / max_code) / tf.math.log(2.0)), tf.int32)
+    log2 = tf.math.log(safe / max_code) / tf.math.log(2.0)
+    return tf.cast(tf.maximum(tf.math.ceil(log2), LOWEST_EXPONENT), tf.int32)
 
 
 class quantized_bits_featuremap(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras' naming

@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Plots and the self-contained HTML report; nothing here needs TensorFlow."""

@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Search of per-layer bit widths."""

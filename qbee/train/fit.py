@@ -159,7 +159,6 @@ class _Run:
         arrays.save(self.checkpoint, stored, {"history": entries})
 
 
-
 def best_epoch(history: list[Epoch]) -> Epoch:
     """Epoch of highest validation F1; among equals the one of lowest validation loss."""
     return max(history, key=lambda e: (e.validation_f1, -e.validation_loss))

@@ -28,7 +28,7 @@ class Scores:
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Probability of buzz from class logits [n, 2]: the sigmoid of their difference, float64 [n]."""
+    """Probability of buzz [n], float64, from class logits [n, 2]: sigmoid of the difference."""
     margin = logits[:, 1].astype(np.float64) - logits[:, 0].astype(np.float64)
     return 0.5 * (1 + np.tanh(margin / 2))
 
@@ -82,11 +82,13 @@ def best_threshold(labels: np.ndarray, probability: np.ndarray) -> float:
     f1 = 2 * true_positives / (found + hit.sum())
     below = np.append(score[1:], 0.0)
     gap = score - below
-    # A cut inside a run of equal scores is no threshold.
-    f1 = np.where(gap > 0, f1, -1.0)
+    # A cut inside a run of equal scores is no threshold; the one below all scores always is.
+    f1 = np.where(np.append(gap[:-1] > 0, True), f1, -1.0)
     best = np.flatnonzero(f1 == f1.max())
     chosen = best[np.argmax(gap[best])]
-    return float((score[chosen] + below[chosen]) / 2)
+    middle = (score[chosen] + below[chosen]) / 2
+    # Half-way between neighbouring floats rounds to one of them.
+    return float(middle if middle > below[chosen] else score[chosen])
 
 
 def best_f1(labels: np.ndarray, probability: np.ndarray) -> float:

@@ -38,7 +38,7 @@ def load(model, path: Path) -> None:
         if the file is damaged or belongs to a model of other shapes.
     """
     stored, _ = arrays.load(path)
-    expected = [tuple(w.shape) for w in model.weights]
-    if [stored[k].shape for k in sorted(stored)] != expected:
+    expected = {name: w.shape for name, w in to_arrays(model.get_weights()).items()}
+    if {name: w.shape for name, w in stored.items()} != expected:
         raise ModelFileError(f"{path}: holds the weights of another model than {model.name}")
     model.set_weights(from_arrays(stored))

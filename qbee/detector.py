@@ -1,0 +1,116 @@
+"""A finished result folder as a detector on TFLite Micro (no TensorFlow)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from qbee.audio import mel
+from qbee.errors import FrontEndError, ModelFileError
+from qbee.export.interpreter import MicroModel, read_metadata
+from qbee.records import FrontEnd, Record, Window
+from qbee.train import metrics
+
+MODEL, FRONT_END = "model.tflite", "frontend.json"
+METADATA_KEY = "qbee"
+
+
+class Card(Record):
+    """What travels inside the .tflite: how to make its input and how to read its output."""
+
+    front_end: FrontEnd
+    labels: tuple[str, str] = ("no_buzz", "buzz")
+    threshold: float
+
+    def to_metadata(self) -> dict[str, bytes]:
+        """Metadata entry of the .tflite."""
+        return {METADATA_KEY: self.model_dump_json().encode()}
+
+    @classmethod
+    def of_model(cls, content: bytes, *, source: str) -> Card:
+        """Card stored in a .tflite.
+
+        Raises
+        ------
+        ModelFileError
+            if there is none or it is damaged.
+        """
+        stored = read_metadata(content, key=METADATA_KEY, source=source)
+        try:
+            return cls.model_validate_json(json.dumps(stored))
+        except ValidationError as error:
+            raise ModelFileError(f"{source}: the card of the model is damaged") from error
+
+
+def margin_threshold(threshold: float, step: float) -> int:
+    """Smallest difference of output codes (buzz - no_buzz) that is a detection.
+
+    ``sigmoid(step * margin) >= threshold`` in integers, for the firmware.
+    """
+    bounded = min(max(threshold, 1e-9), 1 - 1e-9)
+    return math.ceil(math.log(bounded / (1 - bounded)) / step - 1e-9)
+
+
+class Detector:
+    """The exported model of a result folder, run by TFLite Micro."""
+
+    def __init__(self, model: MicroModel, card: Card):
+        self.model, self.card = model, card
+
+    @classmethod
+    def load(cls, folder: Path) -> Detector:
+        """Detector of a result folder.
+
+        Raises
+        ------
+        ModelFileError
+            if a file is missing or damaged.
+        FrontEndError
+            if model.tflite and frontend.json belong to different front ends.
+        """
+        path = Path(folder) / MODEL
+        model = MicroModel.load(path)
+        card = Card.of_model(model.content, source=str(path))
+        beside = FrontEnd.load(Path(folder) / FRONT_END)
+        for name, value in card.front_end.model_dump().items():
+            other = getattr(beside, name)
+            if other != value:
+                raise FrontEndError(
+                    f"{Path(folder) / FRONT_END}: {name}={other}, but {path} was trained with "
+                    f"{name}={value}: the files belong to different models"
+                )
+        return cls(model, card)
+
+    def inputs(self, images: np.ndarray) -> np.ndarray:
+        """Standardised inputs [n, n_mels, n_frames, 1] of dB mel images."""
+        return mel.standardize(images, self.card.front_end)[..., None]
+
+    def logits(
+        self, images: np.ndarray, *, on_progress: Callable[[int, int], None] | None = None
+    ) -> np.ndarray:
+        """Logits [n, 2] of dB mel images [n, n_mels, n_frames], from the device's integers."""
+        outputs = []
+        for start in range(0, len(images), 16):
+            outputs.append(self.model.predict(self.inputs(images[start : start + 16])))
+            if on_progress is not None:
+                on_progress(min(start + 16, len(images)), len(images))
+        return np.concatenate(outputs) if outputs else np.zeros((0, 2), np.float32)
+
+
+def scores_by_location(
+    windows: Sequence[Window], probability: np.ndarray, *, threshold: float
+) -> tuple[metrics.Scores, dict[str, metrics.Scores]]:
+    """Scores on all windows and on those of each location, by name."""
+    labels = np.array([w.is_buzz for w in windows], bool)
+    places = np.array([w.location for w in windows])
+    return metrics.evaluate(labels, probability, threshold=threshold), {
+        str(place): metrics.evaluate(
+            labels[places == place], probability[places == place], threshold=threshold
+        )
+        for place in sorted(set(places))
+    }

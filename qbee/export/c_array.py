@@ -1,0 +1,74 @@
+"""The model as C source: an aligned byte array and the constants firmware needs."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+from qbee.files import write_text
+from qbee.records import FrontEnd
+
+_HEADER = """\
+// Made by qbee. Include this file, compile model_data.cc, and give g_model to tflite::GetModel.
+#ifndef QBEE_MODEL_DATA_H_
+#define QBEE_MODEL_DATA_H_
+
+extern const unsigned char g_model[];
+extern const unsigned int g_model_len;
+
+// Arena that TFLite Micro reported on the machine of export; 32-bit devices need a little less.
+#define QBEE_ARENA_BYTES {arena_bytes}
+
+// Front end: mel image of {n_mels} bands x {n_frames} frames, power in dB, then standardised.
+#define QBEE_SAMPLE_RATE_HZ {sample_rate_hz}
+#define QBEE_N_FFT {n_fft}
+#define QBEE_HOP_SAMPLES {hop_samples}
+#define QBEE_N_MELS {n_mels}
+#define QBEE_N_FRAMES {n_frames}
+#define QBEE_FMIN_HZ {fmin_hz:.1f}f
+#define QBEE_FMAX_HZ {fmax_hz:.1f}f
+
+// Input code = floor(x * 2^{input_shift} + 0.5), saturated to int8.
+#define QBEE_INPUT_SHIFT {input_shift}
+// A window is a buzz if output[1] - output[0] >= this.
+#define QBEE_MARGIN_THRESHOLD {margin_threshold}
+
+#endif  // QBEE_MODEL_DATA_H_
+"""
+
+_SOURCE = """\
+#include "model_data.h"
+
+alignas(16) const unsigned char g_model[] = {{
+{rows}
+}};
+const unsigned int g_model_len = {length};
+"""
+
+
+def write(
+    folder: Path,
+    model: bytes,
+    front_end: FrontEnd,
+    *,
+    arena_bytes: int,
+    input_exponent: int,
+    margin_threshold: int,
+) -> None:
+    """Write model_data.h and model_data.cc into ``folder``.
+
+    Parameters
+    ----------
+    margin_threshold : int
+        smallest difference of the output codes (buzz minus no_buzz) that is a detection.
+    """
+    numbers = ", ".join(f"0x{byte:02x}" for byte in model)
+    rows = textwrap.fill(numbers, 98, initial_indent="  ", subsequent_indent="  ")
+    write_text(folder / "model_data.cc", _SOURCE.format(rows=rows, length=len(model)))
+    header = _HEADER.format(
+        **front_end.model_dump(),
+        arena_bytes=arena_bytes,
+        input_shift=-input_exponent,
+        margin_threshold=margin_threshold,
+    )
+    write_text(folder / "model_data.h", header)

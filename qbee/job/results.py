@@ -1,0 +1,132 @@
+"""results.json: every number of a finished job, each with what it was computed on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from qbee.detector import scores_by_location
+from qbee.files import write_text
+from qbee.job.stages import Job
+from qbee.quantize import convert
+from qbee.records import Window
+from qbee.train import metrics
+from qbee.verify import Verification, compare
+
+FILE = "results.json"
+PARTS = ("train", "validation", "test", "dropped")
+PACKAGES = ("qbee", "tensorflow", "tf_keras", "qkeras", "keras-tuner", "tflite-micro", "numpy")
+
+
+def counts(windows: Sequence[Window]) -> dict[str, Any]:
+    """Number of windows and positives, in all and by location."""
+    places = Counter(w.location for w in windows)
+    buzzes = Counter(w.location for w in windows if w.is_buzz)
+    return {
+        "windows": len(windows),
+        "positives": sum(buzzes.values()),
+        "locations": {
+            place: {"windows": places[place], "positives": buzzes[place]}
+            for place in sorted(places)
+        },
+    }
+
+
+def _data(job: Job) -> dict[str, Any]:
+    table = job.table
+    return {
+        "table": job.settings.labels,
+        "windows": len(table.windows),
+        "positives": sum(w.is_buzz for w in table.windows),
+        "uncertain": table.uncertain,
+        "too_short": table.too_short,
+        "skipped": list(table.skipped),
+        "splits": {part: counts(job.windows_of(part)) for part in PARTS},
+    }
+
+
+def verify(job: Job) -> tuple[Verification, np.ndarray]:
+    """Compare numpy, Keras and TFLite Micro on the test windows; also the device's logits."""
+    model = job.fine_tuned[0]
+    test = np.asarray(job.fold.test)
+    return compare(
+        convert.to_fixed_point(model),
+        model,
+        job.micro,
+        lambda start, stop: job.examples.inputs(test[start:stop]),
+        len(test),
+        on_progress=lambda done, total: job.watcher.progress(done, total, "windows verified"),
+    )
+
+
+def _float(job: Job) -> dict[str, Any]:
+    model = job.trained[0]
+    parameters = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    return asdict(job.float_scores[0]) | {"parameters": parameters, "size_bytes": 4 * parameters}
+
+
+def _winner(job: Job, logits: np.ndarray) -> dict[str, Any]:
+    threshold = job.threshold
+    found = metrics.probabilities(logits)
+    overall, by_place = scores_by_location(job.windows_of("test"), found, threshold=threshold)
+    keras_found = job.probabilities(job.fine_tuned[0], "test")
+    on_keras = metrics.evaluate(job.labels_of("test"), keras_found, threshold=threshold)
+    scores = asdict(overall)
+    return {
+        "f1_keras": on_keras.f1,
+        "f1_tflm": scores.pop("f1"),
+        **scores,
+        "tflite_bytes": len(job.micro.content),
+        "arena_bytes": job.micro.arena_bytes(),
+        "bits": job.winner.scheme.model_dump()["layers"],
+        "locations": {place: asdict(score) for place, score in by_place.items()},
+    }
+
+
+def _search(job: Job) -> dict[str, Any]:
+    space = job.settings.space
+    return {
+        "trials": len(job.searched),
+        "cpu_seconds": round(sum(t.measured.cpu_seconds for t in job.searched), 1),
+        "schemes": space.size(job.folded.layer_names),
+        "winner_trial": job.winner.number,
+        "rule": (
+            "smallest .tflite whose validation F1 is at most "
+            f"{100 * space.max_f1_drop:.1f} points below the float model's"
+        ),
+    }
+
+
+def collect(job: Job) -> tuple[dict[str, Any], np.ndarray]:
+    """All results, and the exported model's probabilities on the test windows."""
+    verification, logits = verify(job)
+    int8_scores, int8_bytes = job.int8
+    found = {
+        "model": job.settings.model,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": job.settings.seed,
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "front_end": job.front_end.model_dump(),
+        "threshold": job.threshold,
+        "threshold_from": "validation windows",
+        "scored_on": "test windows",
+        "data": _data(job),
+        "float": _float(job),
+        "int8": asdict(int8_scores) | {"tflite_bytes": int8_bytes},
+        "winner": _winner(job, logits),
+        "verify": verification.model_dump(),
+        "search": _search(job),
+    }
+    return found, metrics.probabilities(logits)
+
+
+def save(job: Job, results: dict[str, Any]) -> None:
+    """Write results.json."""
+    write_text(job.folder / FILE, json.dumps(results, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,80 @@
+"""What a job was asked to do, kept in its folder so that it can only be continued as it began."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+import qbee
+from qbee.errors import LabelError, ParameterError
+from qbee.records import FrontEnd, Record
+from qbee.search.space import SearchSpace
+
+FILE = "job.json"
+
+
+class JobSettings(Record):
+    """All that determines the result of a job besides the recordings themselves."""
+
+    labels: str
+    labels_sha256: str
+    model: str
+    front_end: FrontEnd
+    space: SearchSpace
+    epochs: int = Field(ge=1)
+    trials: int = Field(ge=1)
+    fine_tune_epochs: int = Field(ge=1)
+    seed: int = Field(ge=0)
+    augment: bool
+    balance_classes: bool
+    on_error: Literal["stop", "skip"]
+    test_location: str | None
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a label table.
+
+    Raises
+    ------
+    LabelError
+        if it cannot be read.
+    """
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise LabelError(f"{path}: {error.strerror}") from error
+
+
+def begin(folder: Path, settings: JobSettings) -> None:
+    """Store the settings of a new job, or check that a job in ``folder`` has the same.
+
+    Raises
+    ------
+    ParameterError
+        naming the first setting that differs.
+    """
+    path = folder / FILE
+    if not path.exists():
+        settings.save(path)
+        return
+    stored = JobSettings.load(path)
+    for name, value in settings.model_dump().items():
+        before = getattr(stored, name)
+        if stored.model_dump()[name] != value:
+            shown = "" if isinstance(value, dict) else f": {before!r} then, {value!r} now"
+            raise ParameterError(
+                f"{folder}: this job was begun with another {name}{shown}; "
+                "give the same settings to continue it, or another folder"
+            )
+
+
+def default_space() -> SearchSpace:
+    """The search space for BeeNets that comes with qbee: kernels and maps of 4, 8 or 16 bits."""
+    beside_package = Path(qbee.__file__).parents[1] / "search_spaces"
+    installed = Path(sys.prefix) / "share" / "qbee" / "search_spaces"
+    folder = beside_package if beside_package.is_dir() else installed
+    return SearchSpace.load(folder / "beenet_4_8_16.json")

@@ -1,0 +1,328 @@
+"""The stages of a job; each keeps what it finished and takes it up again when run once more."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from qbee.data import folds, labels, scaling, windows
+from qbee.detector import FRONT_END, MODEL, Card, margin_threshold
+from qbee.errors import DataError
+from qbee.export import c_array, tflite
+from qbee.export.interpreter import MicroModel
+from qbee.files import make_folder, read_text, write_bytes, write_text
+from qbee.job.settings import JobSettings
+from qbee.keras import keras, make_repeatable
+from qbee.models import registry
+from qbee.quantize import calibrate, convert, fold
+from qbee.quantize.fold import FoldedNet
+from qbee.quantize.scheme import Scheme, uniform
+from qbee.records import Fold, FrontEnd, Window
+from qbee.search import cost, tuner
+from qbee.search.tuner import Measured, Trial
+from qbee.train import fit, metrics, weights
+from qbee.train.augment import Augmentation
+from qbee.train.fit import Epoch, Examples, TrainSettings
+
+CALIBRATION_WINDOWS = 256
+FINE_TUNE_MAX_RATE = 5e-4
+SCHEME = "scheme.json"
+
+
+class Watcher:
+    """Hears what a job does; this one says nothing."""
+
+    def stage(self, title: str) -> None:
+        """Hear that a stage begins."""
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        """Hear that ``done`` of ``total`` steps of the stage are finished."""
+
+    def note(self, text: str) -> None:
+        """Hear something worth a line."""
+
+
+class Job:
+    """One job in one folder: data, float model, search, fine-tuned winner, files.
+
+    What takes time is computed, or read from the folder, when it is first used.
+    """
+
+    def __init__(self, folder: Path, settings: JobSettings, watcher: Watcher | None = None):
+        self.folder, self.settings = Path(folder), settings
+        self.watcher = watcher or Watcher()
+        self.work = make_folder(self.folder / "work")
+        make_repeatable(settings.seed)
+
+    @cached_property
+    def _cut(self) -> tuple[windows.WindowTable, np.ndarray]:
+        """Table of the windows that could be read, and their dB mel images."""
+        listed = windows.from_segments(
+            labels.read(Path(self.settings.labels)),
+            self.settings.front_end,
+            on_error=self.settings.on_error,
+        )
+        stored, table_file = self.work / "windows.npy", self.work / "windows.json"
+        adapter = TypeAdapter(windows.WindowTable)
+        if stored.exists() and table_file.exists():
+            return adapter.validate_json(read_text(table_file)), np.load(stored, mmap_mode="r")
+        made = windows.images(
+            listed.windows,
+            self.settings.front_end,
+            path=stored,
+            on_error=self.settings.on_error,
+            on_progress=lambda done, total: self.watcher.progress(done, total, "mel images"),
+        )
+        kept = windows.WindowTable(
+            windows=tuple(listed.windows[i] for i in made.kept),
+            uncertain=listed.uncertain,
+            too_short=listed.too_short,
+            skipped=(*listed.skipped, *made.skipped),
+        )
+        write_text(table_file, adapter.dump_json(kept).decode())
+        return kept, made.images
+
+    @property
+    def table(self) -> windows.WindowTable:
+        """Windows with a certain label, and what was left out."""
+        return self._cut[0]
+
+    @cached_property
+    def fold(self) -> Fold:
+        """Training, validation and test windows."""
+        place, seed = self.settings.test_location, self.settings.seed
+        found, front_end = self.table.windows, self.settings.front_end
+        if place is None:
+            return folds.cross_validation(found, front_end, seed=seed)[0]
+        by_name = {f.name: f for f in folds.by_location(found, front_end, seed=seed)}
+        if place not in by_name:
+            raise DataError(f"test_location={place!r} must be one of {', '.join(by_name)}")
+        return by_name[place]
+
+    @cached_property
+    def examples(self) -> Examples:
+        """Images, labels and the front end fitted to the training windows."""
+        images = self._cut[1]
+        front_end = scaling.fit(images, self.fold.train, self.settings.front_end)
+        return Examples(images, np.array([w.is_buzz for w in self.table.windows]), front_end)
+
+    @property
+    def front_end(self) -> FrontEnd:
+        """Front end of the model, with the scale of the training windows if it uses one."""
+        return self.examples.front_end
+
+    def windows_of(self, part: str) -> list[Window]:
+        """Windows of 'train', 'validation', 'test' or 'dropped'."""
+        return [self.table.windows[i] for i in getattr(self.fold, part)]
+
+    def labels_of(self, part: str) -> np.ndarray:
+        """Labels of a part, bool."""
+        return self.examples.labels[np.asarray(getattr(self.fold, part), int)]
+
+    def probabilities(self, model, part: str) -> np.ndarray:
+        """Probabilities of buzz of the windows of a part."""
+        return metrics.probabilities(fit.predict(model, self.examples, getattr(self.fold, part)))
+
+    def scores(self, model) -> metrics.Scores:
+        """Scores on the test windows at the threshold that is best on the validation windows."""
+        threshold = metrics.best_threshold(
+            self.labels_of("validation"), self.probabilities(model, "validation")
+        )
+        found = self.probabilities(model, "test")
+        return metrics.evaluate(self.labels_of("test"), found, threshold=threshold)
+
+    def _fitted(self, model, name: str, settings: TrainSettings, train=None) -> list[Epoch]:
+        """Train ``model``, or load it if ``work/<name>.npz`` has it; the history either way."""
+        stored, history_file = self.work / f"{name}.npz", self.work / f"{name}.json"
+        adapter = TypeAdapter(list[Epoch])
+        if stored.exists() and history_file.exists():
+            weights.load(model, stored)
+            return adapter.validate_json(read_text(history_file))
+        checkpoint = self.work / f"{name}_unfinished.npz"
+        history = fit.fit(
+            model,
+            self.examples,
+            train=self.fold.train if train is None else train,
+            validation=self.fold.validation,
+            settings=settings,
+            seed=self.settings.seed,
+            checkpoint=checkpoint,
+            on_progress=self.watcher.progress,
+        )
+        write_text(history_file, json.dumps([asdict(epoch) for epoch in history]))
+        weights.save(model, stored)
+        checkpoint.unlink()
+        return history
+
+    def _train_settings(self, *, epochs: int, max_rate: float) -> TrainSettings:
+        return TrainSettings(
+            epochs=epochs,
+            max_rate=max_rate,
+            balance_classes=self.settings.balance_classes,
+            augmentation=Augmentation() if self.settings.augment else None,
+        )
+
+    @cached_property
+    def trained(self) -> tuple[keras.Model, list[Epoch]]:
+        """The trained float model and its history."""
+        front_end = self.front_end
+        keras.utils.set_random_seed(self.settings.seed)
+        model = registry.build(
+            self.settings.model, n_mels=front_end.n_mels, n_frames=front_end.n_frames
+        )
+        settings = self._train_settings(epochs=self.settings.epochs, max_rate=1e-3)
+        return model, self._fitted(model, "float", settings)
+
+    @cached_property
+    def float_scores(self) -> tuple[metrics.Scores, float]:
+        """The float model's scores on the test windows, and best F1 on the validation windows."""
+        model = self.trained[0]
+        validation = metrics.best_f1(
+            self.labels_of("validation"), self.probabilities(model, "validation")
+        )
+        return self.scores(model), validation
+
+    @cached_property
+    def folded(self) -> FoldedNet:
+        """The float model with batch norm folded."""
+        return fold.fold(self.trained[0])
+
+    @cached_property
+    def exponents(self) -> calibrate.Exponents:
+        """Static exponents of every map at every width, from training windows."""
+        stored = self.work / "exponents.json"
+        if stored.exists():
+            return TypeAdapter(calibrate.Exponents).validate_json(read_text(stored))
+        rng = np.random.default_rng(self.settings.seed)
+        train = np.asarray(self.fold.train)
+        chosen = rng.permutation(train)[:CALIBRATION_WINDOWS]
+        inputs = self.examples.inputs(chosen)
+        found = calibrate.exponents(self.folded, inputs, seed=self.settings.seed)
+        write_text(stored, json.dumps(found))
+        return found
+
+    def quantized(self, scheme: Scheme):
+        """Quantized model of a scheme with the float model's weights."""
+        return convert.quantized_model(self.folded, scheme, self.exponents)
+
+    def card(self, threshold: float) -> Card:
+        """What travels with a model of this job."""
+        return Card(front_end=self.front_end, threshold=threshold)
+
+    def exported(self, model, threshold: float) -> bytes:
+        """The .tflite of a quantized model."""
+        return tflite.write(
+            convert.to_fixed_point(model), metadata=self.card(threshold).to_metadata()
+        )
+
+    @cached_property
+    def int8(self) -> tuple[metrics.Scores, int]:
+        """Scores on the test windows and bytes of plain int8, calibrated and not fine-tuned."""
+        model = self.quantized(uniform(self.folded.layer_names, bits=8))
+        found = self.scores(model)
+        return found, len(self.exported(model, found.threshold))
+
+    def _measure(self, scheme: Scheme, number: int) -> Measured:
+        """Fine-tune a scheme for a short while and score it on the validation windows."""
+        begun = time.process_time()
+        space, model = self.settings.space, self.quantized(scheme)
+        rng = np.random.default_rng(self.settings.seed)
+        train = rng.permutation(np.asarray(self.fold.train))[: space.trial_windows]
+        if space.trial_epochs:
+            fit.fit(
+                model,
+                self.examples,
+                train=train.tolist(),
+                validation=self.fold.validation,
+                settings=self._train_settings(
+                    epochs=space.trial_epochs, max_rate=space.trial_max_rate
+                ),
+                seed=self.settings.seed,
+            )
+        truth, found = self.labels_of("validation"), self.probabilities(model, "validation")
+        threshold = metrics.best_threshold(truth, found)
+        f1 = metrics.best_f1(truth, found)
+        elements, factor = cost.elements(self.folded), space.forgiving_factor
+        bits = cost.total_bits(elements, cost.slots(scheme))
+        reference = cost.total_bits(elements, cost.reference_slots(elements, factor))
+        size = len(self.exported(model, threshold))
+        keras.backend.clear_session()
+        gc.collect()
+        return Measured(
+            f1=f1,
+            threshold=threshold,
+            bits=bits,
+            tflite_bytes=size,
+            score=factor.score(f1, trial_bits=bits, reference_bits=reference),
+            cpu_seconds=time.process_time() - begun,
+        )
+
+    @cached_property
+    def searched(self) -> list[Trial]:
+        """Finished trials of the search."""
+        total = self.settings.trials
+
+        def heard(trial: Trial) -> None:
+            m = trial.measured
+            text = f"F1 {m.f1:.3f}, {m.tflite_bytes} B, score {m.score:.3f} ({trial.origin})"
+            self.watcher.progress(trial.number + 1, total, text)
+
+        trials, failed = tuner.search(
+            self.settings.space,
+            self.folded.layer_names,
+            self._measure,
+            max_trials=total,
+            seed=self.settings.seed,
+            folder=self.work,
+            on_trial=heard,
+        )
+        for message in failed:
+            self.watcher.note(f"a trial failed: {message}")
+        return trials
+
+    @cached_property
+    def winner(self) -> Trial:
+        """The trial that is fine-tuned and exported."""
+        drop = self.settings.space.max_f1_drop
+        chosen = tuner.choose(self.searched, float_f1=self.float_scores[1], max_f1_drop=drop)
+        chosen.scheme.save(self.folder / SCHEME)
+        return chosen
+
+    @cached_property
+    def fine_tuned(self) -> tuple[keras.Model, list[Epoch]]:
+        """The winner's quantized model, fine-tuned, and its history."""
+        model = self.quantized(self.winner.scheme)
+        settings = self._train_settings(
+            epochs=self.settings.fine_tune_epochs, max_rate=FINE_TUNE_MAX_RATE
+        )
+        return model, self._fitted(model, "winner", settings)
+
+    @cached_property
+    def threshold(self) -> float:
+        """Decision threshold of the winner, from the validation windows."""
+        found = self.probabilities(self.fine_tuned[0], "validation")
+        return metrics.best_threshold(self.labels_of("validation"), found)
+
+    @cached_property
+    def micro(self) -> MicroModel:
+        """The exported winner on TFLite Micro; written to the folder when first used."""
+        model = self.fine_tuned[0]
+        micro = MicroModel(self.exported(model, self.threshold), source=MODEL)
+        c_array.write(
+            self.folder,
+            micro.content,
+            self.front_end,
+            arena_bytes=micro.arena_bytes(),
+            input_exponent=convert.to_fixed_point(model).input_map.exponent,
+            margin_threshold=margin_threshold(self.threshold, micro.output.step),
+        )
+        self.front_end.save(self.folder / FRONT_END)
+        write_bytes(self.folder / MODEL, micro.content)
+        return micro

@@ -1,0 +1,56 @@
+"""Bits of a scheme as the thesis counts them (no TensorFlow)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from qbee.quantize.scheme import Scheme
+from qbee.search.score import ForgivingFactor
+
+# Bits of the input layer itself, which comes on top of the feature map quantized from it.
+INPUT_LAYER_BITS = 8
+INPUT = "input"
+
+# Elements or bits by slot: "input", and "<layer>.kernel", "<layer>.bias", "<layer>.map".
+Slots = Mapping[str, int]
+
+
+def slots(scheme: Scheme) -> dict[str, int]:
+    """Bits of every slot of a scheme."""
+    found = {INPUT: scheme.input_bits}
+    for name, bits in scheme.layers.items():
+        found |= {f"{name}.kernel": bits.kernel, f"{name}.bias": bits.bias, f"{name}.map": bits.map}
+    return found
+
+
+def reference_slots(elements: Slots, factor: ForgivingFactor) -> dict[str, int]:
+    """Bits of every slot of the forgiving factor's reference."""
+    widths = {"kernel": factor.reference_kernel_bits, "bias": factor.reference_bias_bits}
+    return {
+        slot: widths.get(slot.rpartition(".")[2], factor.reference_map_bits) for slot in elements
+    }
+
+
+def total_bits(elements: Slots, bits: Slots) -> int:
+    """Bits of all parameters and feature maps, summed over the network (S3-5).
+
+    Batch norm (folded), ReLU, pooling and flattening count nothing. The input counts twice: as
+    a layer with 8 bits and as the map that is quantized from it.
+
+    Parameters
+    ----------
+    elements, bits : mapping of slot to number of elements and to bits; equal keys
+    """
+    quantized = sum(count * bits[slot] for slot, count in elements.items())
+    return quantized + INPUT_LAYER_BITS * elements[INPUT]
+
+
+def elements(net) -> dict[str, int]:
+    """Elements of every slot of a folded network."""
+    found = {INPUT: math.prod(net.input_shape)}
+    for layer, shape in zip(net.layers, net.shapes, strict=True):
+        found[f"{layer.name}.kernel"] = layer.kernel.size
+        found[f"{layer.name}.bias"] = layer.bias.size
+        found[f"{layer.name}.map"] = math.prod(shape)
+    return found

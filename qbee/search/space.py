@@ -1,0 +1,99 @@
+"""The search space: menus of widths, groups of layers that share them, budget of a trial."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from qbee.errors import ParameterError
+from qbee.quantize.scheme import BiasBits, KernelBits, LayerBits, MapBits, Scheme
+from qbee.records import Record
+from qbee.search.score import ForgivingFactor
+
+# Value of every hyperparameter ("<group>.kernel", "<group>.bias", "<group>.map") by name.
+Point = dict[str, int]
+
+
+class SearchSpace(Record):
+    """Schemes to search, as stored in search_spaces/*.json.
+
+    Layers of one group share their widths; a group of which the network has no layer is passed
+    over, so that one space serves a family. The output map always has 8 bits. The search begins
+    with the ``seeds``: uniform kernels and maps of so many bits.
+    """
+
+    kernel_bits: tuple[KernelBits, ...] = Field(min_length=1)
+    map_bits: tuple[MapBits, ...] = Field(min_length=1)
+    bias_bits: tuple[BiasBits, ...] = Field(min_length=1)
+    groups: dict[str, tuple[str, ...]] = Field(min_length=1)
+    seeds: tuple[Literal[4, 8, 16], ...]
+    forgiving_factor: ForgivingFactor
+    trial_epochs: int = Field(ge=0)
+    trial_windows: int = Field(ge=64)
+    trial_max_rate: float = Field(gt=0)
+    max_f1_drop: float = Field(ge=0, le=1)
+
+    @field_validator("groups")
+    @classmethod
+    def _layers_have_one_group(cls, groups):
+        names = [name for layers in groups.values() for name in layers]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"layer {twice[0]!r} is in two groups")
+        return groups
+
+    def groups_of(self, layer_names: list[str]) -> dict[str, str]:
+        """Group of each layer of a network, in its order.
+
+        Raises
+        ------
+        ParameterError
+            naming the layers that no group has.
+        """
+        owner = {name: group for group, names in self.groups.items() for name in names}
+        missing = [name for name in layer_names if name not in owner]
+        if missing:
+            raise ParameterError(f"no group of the search space has the layers {missing}")
+        return {name: owner[name] for name in layer_names}
+
+    def menus(self, layer_names: list[str]) -> dict[str, tuple[int, ...]]:
+        """Sorted choices of every hyperparameter; the output map has none."""
+        owner = self.groups_of(layer_names)
+        # A group that holds nothing but the output layer has no map of its own.
+        inner = {owner[name] for name in layer_names[:-1]}
+        found: dict[str, tuple[int, ...]] = {}
+        for group in dict.fromkeys(owner.values()):
+            found[f"{group}.kernel"] = tuple(sorted(self.kernel_bits))
+            found[f"{group}.bias"] = tuple(sorted(self.bias_bits))
+            if group in inner:
+                found[f"{group}.map"] = tuple(sorted(self.map_bits))
+        return found
+
+    def scheme(self, point: Point, layer_names: list[str]) -> Scheme:
+        """Scheme of a point."""
+        layers = {}
+        for name, group in self.groups_of(layer_names).items():
+            layers[name] = LayerBits(
+                kernel=point[f"{group}.kernel"],
+                bias=point[f"{group}.bias"],
+                map=8 if name == layer_names[-1] else point[f"{group}.map"],
+            )
+        return Scheme(layers=layers)
+
+    def seed_points(self, layer_names: list[str]) -> list[Point]:
+        """Points of the uniform schemes that the menus allow, with the widest bias."""
+        menus = self.menus(layer_names)
+        points = []
+        for bits in self.seeds:
+            point = {slot: max(m) if slot.endswith(".bias") else bits for slot, m in menus.items()}
+            if all(point[slot] in menu for slot, menu in menus.items()):
+                points.append(point)
+        return points
+
+    def size(self, layer_names: list[str]) -> int:
+        """Number of schemes."""
+        product = 1
+        for menu in self.menus(layer_names).values():
+            product *= len(menu)
+        return product

@@ -1,0 +1,184 @@
+"""Bayesian search over schemes with keras-tuner: seeded, never repeating, resumable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import keras_tuner
+from keras_tuner.oracles import BayesianOptimizationOracle
+
+from qbee.files import write_text
+from qbee.quantize.scheme import Scheme
+from qbee.records import Record
+from qbee.search.space import Point, SearchSpace
+
+
+class Measured(Record):
+    """What a trial found out about its scheme, on validation windows."""
+
+    f1: float
+    threshold: float
+    bits: int
+    tflite_bytes: int
+    score: float
+    cpu_seconds: float
+
+
+class Trial(Record):
+    """One finished trial; ``origin`` says who proposed it."""
+
+    number: int
+    origin: str
+    point: Point
+    scheme: Scheme
+    measured: Measured
+
+
+class Journal:
+    """Finished trials in one JSON file, rewritten whole after each."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.trials: list[Trial] = []
+        if path.exists():
+            self.trials = [Trial.model_validate(entry) for entry in json.loads(path.read_text())]
+
+    def find(self, point: Point) -> Trial | None:
+        """The trial of this point, if there was one."""
+        return next((trial for trial in self.trials if trial.point == point), None)
+
+    def add(self, trial: Trial) -> None:
+        """Keep a finished trial."""
+        self.trials.append(trial)
+        write_text(self.path, json.dumps([t.model_dump() for t in self.trials], indent=1) + "\n")
+
+
+class _SeededOracle(BayesianOptimizationOracle):
+    """keras-tuner's Gaussian process, started from given points, without repetitions."""
+
+    def __init__(self, first: list[Point], **settings):
+        super().__init__(num_initial_points=len(first) + 1, **settings)
+        self.first = first
+
+    def populate_space(self, trial_id):
+        tried = [t.hyperparameters.values for t in self.trials.values()]
+        waiting = [point for point in self.first if point not in tried]
+        if waiting:
+            return {"status": "RUNNING", "values": dict(waiting[0])}
+        proposal = super().populate_space(trial_id)
+        if proposal["values"] in tried:
+            return self._random_populate_space()
+        return proposal
+
+
+class SchemeTuner(keras_tuner.BayesianOptimization):
+    """``keras_tuner.BayesianOptimization`` whose trials measure schemes.
+
+    The journal, not keras-tuner's folder, is what a search resumes from: a trial whose point is
+    in it returns its result at once, so the oracle sees the same history again.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        layer_names: list[str],
+        measure: Callable[[Scheme, int], Measured],
+        journal: Journal,
+        *,
+        max_trials: int,
+        seed: int,
+        directory: Path,
+        on_trial: Callable[[Trial], None],
+    ):
+        self.space, self.layer_names, self.measure = space, layer_names, measure
+        self.journal, self.on_trial = journal, on_trial
+        self.seed_points = space.seed_points(layer_names)
+        parameters = keras_tuner.HyperParameters()
+        for name, menu in space.menus(layer_names).items():
+            if len(menu) > 1:
+                parameters.Choice(name, list(menu), ordered=True)
+            else:
+                parameters.Fixed(name, menu[0])
+        oracle = _SeededOracle(
+            self.seed_points,
+            objective=keras_tuner.Objective("score", "max"),
+            max_trials=max_trials,
+            seed=seed,
+            hyperparameters=parameters,
+        )
+        # BayesianOptimization's own constructor would build an oracle without starting points.
+        keras_tuner.Tuner.__init__(
+            self, oracle=oracle, directory=str(directory), project_name="oracle", overwrite=True
+        )
+
+    def run_trial(self, trial, *_args, **_kwargs) -> dict[str, float]:
+        """Score of the trial's scheme, from the journal if it is known."""
+        point = dict(trial.hyperparameters.values)
+        known = self.journal.find(point)
+        if known is None:
+            number = len(self.journal.trials)
+            scheme = self.space.scheme(point, self.layer_names)
+            known = Trial(
+                number=number,
+                origin=self._origin(point),
+                point=point,
+                scheme=scheme,
+                measured=self.measure(scheme, number),
+            )
+            self.journal.add(known)
+        self.on_trial(known)
+        return {"score": known.measured.score}
+
+    def _origin(self, point: Point) -> str:
+        if point in self.seed_points:
+            return f"uniform {self.space.seeds[self.seed_points.index(point)]}"
+        return "bayesian"
+
+
+def search(
+    space: SearchSpace,
+    layer_names: list[str],
+    measure: Callable[[Scheme, int], Measured],
+    *,
+    max_trials: int,
+    seed: int,
+    folder: Path,
+    on_trial: Callable[[Trial], None],
+) -> tuple[list[Trial], list[str]]:
+    """Finished trials of a search in order, and the last line of every failed trial's error.
+
+    Continues the search that ``folder`` holds.
+
+    Parameters
+    ----------
+    measure : callable (scheme, trial number) -> Measured
+    on_trial : callable, called with every finished trial, also with those of the journal
+    """
+    journal = Journal(folder / "trials.json")
+    tuner = SchemeTuner(
+        space,
+        layer_names,
+        measure,
+        journal,
+        max_trials=max_trials,
+        seed=seed,
+        directory=folder,
+        on_trial=on_trial,
+    )
+    tuner.search(verbose=0)
+    failed = [t.message for t in tuner.oracle.trials.values() if t.status != "COMPLETED"]
+    return journal.trials, [message.strip().splitlines()[-1] for message in failed if message]
+
+
+def choose(trials: list[Trial], *, float_f1: float, max_f1_drop: float) -> Trial:
+    """The winner: smallest file whose validation F1 is at most ``max_f1_drop`` below float's.
+
+    Among equal sizes the higher score wins. If no trial reaches that F1, the one of highest F1
+    wins.
+    """
+    good = [t for t in trials if t.measured.f1 >= float_f1 - max_f1_drop]
+    if not good:
+        return max(trials, key=lambda t: (t.measured.f1, t.measured.score))
+    return min(good, key=lambda t: (t.measured.tflite_bytes, -t.measured.score))

@@ -1,0 +1,75 @@
+"""BeeNets: the parameters and shapes of the bee paper."""
+
+import numpy as np
+import pytest
+
+from qbee.errors import ParameterError
+from qbee.keras import keras, tf
+from qbee.models import beenet, registry
+
+# Trainable parameters, bee paper, table 2.
+PARAMETERS = {"beenet1": 50_210, "beenet2": 17_570, "beenet3": 6_370}
+LAST_MAPS = {"beenet1": (2, 2, 256), "beenet2": (4, 4, 128), "beenet3": (4, 4, 64)}
+
+
+@pytest.fixture(scope="module", params=sorted(PARAMETERS))
+def model(request):
+    return registry.build(request.param)
+
+
+def test_trainable_parameters_are_those_of_the_paper(model):
+    assert sum(int(np.prod(w.shape)) for w in model.trainable_weights) == PARAMETERS[model.name]
+
+
+def test_mel_images_of_128_bands_and_frames_become_two_logits(model):
+    assert model.input_shape == (None, 128, 128, 1)
+    assert model.output_shape == (None, 2)
+    head = model.get_layer("head")
+    assert head.activation is keras.activations.linear
+    assert model.get_layer("flatten").input_shape == (None, *LAST_MAPS[model.name])
+
+
+def test_convolutions_have_no_bias_and_a_batch_norm_like_pytorchs(model):
+    found = [a for a in model.layers if isinstance(a, keras.layers.BatchNormalization)]
+    convolutions = [a for a in model.layers if isinstance(a, keras.layers.Conv2D)]
+    convolutions += [a for a in model.layers if isinstance(a, keras.layers.DepthwiseConv2D)]
+    assert len(found) == len(convolutions) == 1 + 2 * len(beenet.ROWS[model.name])
+    # PyTorch's momentum 0.1 is the weight of the new value, Keras' that of the old.
+    assert {(a.momentum, a.epsilon) for a in found} == {(0.9, 1e-5)}
+    assert not any(a.use_bias for a in convolutions)
+
+
+def test_every_layer_has_a_name_of_its_own_that_does_not_change(model):
+    again = registry.build(model.name)
+    assert [a.name for a in again.layers] == [a.name for a in model.layers]
+
+
+def test_another_image_size_is_built_on_request():
+    model = registry.build("beenet3", n_mels=32, n_frames=64)
+    assert model.input_shape == (None, 32, 64, 1)
+    assert model(tf.zeros((3, 32, 64, 1))).shape == (3, 2)
+
+
+def test_the_registry_lists_its_names_in_order():
+    assert set(PARAMETERS) <= set(registry.names())
+    assert registry.names() == sorted(registry.names())
+    assert registry.check("beenet2") == "beenet2"
+
+
+@pytest.mark.parametrize("call", [registry.build, registry.check])
+def test_an_unknown_name_is_answered_with_the_known_ones(call):
+    with pytest.raises(ParameterError, match="model='BeeNet9'.*beenet1.*beenet2.*beenet3"):
+        call("BeeNet9")
+
+
+def test_a_registered_builder_is_called_with_the_image_size(monkeypatch):
+    monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
+
+    @registry.register("tiny")
+    def tiny(*, n_mels, n_frames):
+        return (n_mels, n_frames)
+
+    assert "tiny" in registry.names()
+    assert registry.build("tiny", n_mels=4, n_frames=8) == (4, 8)
+    assert registry.build("tiny") == (128, 128)
+    assert tiny(n_mels=1, n_frames=2) == (1, 2)

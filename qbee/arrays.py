@@ -1,4 +1,4 @@
-"""Named numpy arrays and JSON in one .npz file, written whole or not at all, read without pickle."""
+"""Named numpy arrays and JSON in one .npz file: whole or not at all, without pickle."""
 
 from __future__ import annotations
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from qbee.audio import mel
+from qbee.data import labels, windows
 from qbee.errors import FrontEndError, ModelFileError
 from qbee.export.interpreter import MicroModel, read_metadata
 from qbee.records import FrontEnd, Record, Window
@@ -113,4 +116,41 @@ def scores_by_location(
             labels[places == place], probability[places == place], threshold=threshold
         )
         for place in sorted(set(places))
+    }
+
+
+def evaluate(
+    folder: Path,
+    labels_table: Path,
+    *,
+    on_error: windows.OnError = "stop",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Score a finished result folder on a label table, through TFLite Micro.
+
+    Returns
+    -------
+    dict with the fields of ``Scores`` on all windows, ``locations`` (the same by location),
+    ``uncertain``, ``too_short`` (left out) and ``skipped`` (unreadable recordings).
+
+    Raises
+    ------
+    QbeeError
+        if the folder or the table cannot be used.
+    """
+    detector = Detector.load(folder)
+    front_end = detector.card.front_end
+    table = windows.from_segments(labels.read(labels_table), front_end, on_error=on_error)
+    made = windows.images(table.windows, front_end, on_error=on_error)
+    kept = [table.windows[i] for i in made.kept]
+    found = metrics.probabilities(detector.logits(made.images, on_progress=on_progress))
+    overall, by_place = scores_by_location(kept, found, threshold=detector.card.threshold)
+    return {
+        "model": str(Path(folder) / MODEL),
+        "table": str(labels_table),
+        **asdict(overall),
+        "locations": {place: asdict(scores) for place, scores in by_place.items()},
+        "uncertain": table.uncertain,
+        "too_short": table.too_short,
+        "skipped": [*table.skipped, *made.skipped],
     }

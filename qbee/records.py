@@ -72,7 +72,7 @@ class FrontEnd(Record):
             )
         if min(self.n_fft, self.hop_samples, self.n_mels, self.n_frames) < 1:
             raise ValueError("n_fft, hop_samples, n_mels and n_frames must be at least 1")
-        if not 1 <= self.window_hop_frames:
+        if self.window_hop_frames < 1:
             raise ValueError(f"window_hop_frames={self.window_hop_frames} must be at least 1")
         if (self.mean_db is None) != (self.std_db is None):
             raise ValueError("mean_db and std_db must be given together")

@@ -175,7 +175,9 @@ class quantized_bits_featuremap(qkeras.quantizers.BaseQuantizer):  # noqa: N801 
         lowest, highest = (float(c) for c in self.number.codes)
         step = 2.0**self.exponent
         clipped = tf.clip_by_value(x, lowest * step, highest * step)
-        codes = tf.clip_by_value(tf.floor(x / step + 0.5), lowest, highest)
+        # In float32 the largest number below 0.5 plus 0.5 would be 1.
+        codes = tf.floor(tf.cast(x, tf.float64) / step + 0.5)
+        codes = tf.cast(tf.clip_by_value(codes, lowest, highest), x.dtype)
         return straight_through(clipped, codes * step)
 
     def __str__(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import librosa
 import matplotlib
@@ -14,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from numpy.typing import ArrayLike
 from sklearn.metrics import precision_recall_curve
 
 from qbee.files import replacing
@@ -27,7 +29,7 @@ PURPLE, YELLOW, GREY, INK = "#CC79A7", "#F0E442", "#7a7a7a", "#222222"
 # Vermilion is too close to the colours of a mel image.
 FRAME = "#E0002B"
 ORIGIN_STYLES = tuple(zip((BLUE, ORANGE, GREEN, PURPLE, SKY, GREY), "osD^vP", strict=True))
-STYLE = {
+STYLE: dict[Any, Any] = {
     "savefig.dpi": 110,
     "font.size": 10.5,
     "text.color": INK,
@@ -209,7 +211,7 @@ def _draw_origins(ax: Axes, trials: list[dict], x: np.ndarray, y: np.ndarray) ->
         ax.plot(x[of_origin], y[of_origin], marker, **style)
 
 
-def _draw_winner(ax: Axes, x: np.ndarray, y: np.ndarray, label: str) -> None:
+def _draw_winner(ax: Axes, x: ArrayLike, y: ArrayLike, label: str) -> None:
     ax.plot(x, y, "*", ms=18, color=YELLOW, mec=INK, mew=1.1, label=label, zorder=6)
 
 
@@ -253,7 +255,8 @@ def pareto(
     """
     trials = [trial for trial in trials if trial["f1"] is not None]
     f1, size_kb = _column(trials, "f1"), _column(trials, "tflite_bytes") / 1000
-    front = np.array(fronts.front(f1, size_kb), int)
+    sizes_bytes = [trial["tflite_bytes"] for trial in trials]
+    front = np.array(fronts.front(f1.tolist(), sizes_bytes), np.intp)
     with _drawing(path, 8, 5.4) as figure:
         ax = figure.subplots()
         ax.set_title(f"{len(front)} of {len(trials)} trials on the Pareto front")
@@ -271,7 +274,7 @@ def pareto(
 
 
 def _draw_references(ax: Axes, references: dict[str, tuple[float | None, int]]) -> None:
-    style = {"ms": 11, "mfc": "none", "mec": RED, "mew": 1.8, "ls": "none"}
+    style: dict[str, Any] = {"ms": 11, "mfc": "none", "mec": RED, "mew": 1.8, "ls": "none"}
     for i, (name, (f1, size_bytes)) in enumerate(references.items()):
         if f1 is not None:
             label = f"{name}: F1 {f1:.3f}, {size_bytes / 1000:.1f} kB"
@@ -357,7 +360,7 @@ def _draw_confusion(ax: Axes, scores: Scores) -> None:
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1.2)
     for (row, column), count in np.ndenumerate(counts):
         color = "white" if share[row, column] > 0.65 else INK
-        style = {"ha": "center", "color": color}
+        style: dict[str, Any] = {"ha": "center", "color": color}
         ax.text(column, row - 0.03, f"{count}", fontsize=19, va="center", **style)
         if counts[row].any():
             ax.text(

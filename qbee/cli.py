@@ -1,0 +1,350 @@
+"""The command line: parses, calls, prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from qbee.errors import QbeeError
+
+app = typer.Typer(
+    name="qbee",
+    help="Take a bee-buzz detector from field recordings to a microcontroller.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+
+
+class OnError(StrEnum):
+    """What to do with a recording that cannot be read."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class Standardize(StrEnum):
+    """How mel images are brought to one level."""
+
+    window = "window"
+    fold = "fold"
+
+
+Labels = Annotated[
+    Path,
+    typer.Option(
+        help="Table of labelled segments: a CSV (file, start_s, end_s or duration_s, label, "
+        "location), a Raven selection table or Audacity labels.",
+    ),
+]
+Model = Annotated[str, typer.Option(help="Network: beenet1 (largest), beenet2 or beenet3.")]
+Out = Annotated[Path, typer.Option(help="Folder for all results; made if it does not exist.")]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training windows.")]
+Trials = Annotated[int, typer.Option(min=1, help="Bit-width schemes to try.")]
+Seed = Annotated[int, typer.Option(min=0, help="Equal seeds give equal results on one machine.")]
+Space = Annotated[
+    Path | None, typer.Option(help="Search space (JSON); the one for BeeNets by default.")
+]
+HowToStandardize = Annotated[
+    Standardize,
+    typer.Option(help="Level each window by itself, or all by the training windows."),
+]
+Augment = Annotated[bool, typer.Option(help="Vary the training images (for small data).")]
+Balance = Annotated[bool, typer.Option(help="Weigh the rarer class up in training.")]
+Errors = Annotated[
+    OnError, typer.Option(help="Stop at a recording that cannot be read, or skip and report it.")
+]
+TestLocation = Annotated[
+    str | None,
+    typer.Option(help="Score on this location and train on the others."),
+]
+Folder = Annotated[Path, typer.Argument(help="Result folder of a job.")]
+
+
+class _Terminal:
+    """Shows the stages of a job as progress bars; a ``Watcher``."""
+
+    def __init__(self) -> None:
+        self.bars = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+        )
+        self._task: Any = None
+
+    def __enter__(self) -> _Terminal:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        self.bars.stop()
+
+    def _close(self) -> None:
+        if self._task is not None:
+            total = self.bars.tasks[self._task].total or 1
+            self.bars.update(self._task, total=total, completed=total)
+
+    def stage(self, title: str) -> None:
+        """Begin a new bar."""
+        self._close()
+        self._task = self.bars.add_task(title, total=None, text="")
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        """Move the current bar."""
+        if self._task is not None:
+            self.bars.update(self._task, completed=done, total=total, text=text)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bars."""
+        self.bars.console.print(text, markup=False)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _summary(results: dict[str, Any], out: Path) -> None:
+    """Print what a finished job found."""
+    test = results["data"]["splits"]["test"]
+    title = f"F1 on {test['windows']} test windows, {test['positives']} with buzz"
+    table = Table("", "F1", "bytes", title=title)
+    table.add_row("float", _percent(results["float"]["f1"]), str(results["float"]["size_bytes"]))
+    table.add_row("int8", _percent(results["int8"]["f1"]), str(results["int8"]["tflite_bytes"]))
+    winner = results["winner"]
+    table.add_row(
+        "mixed precision, on TFLite Micro",
+        _percent(winner["f1_tflm"]),
+        str(winner["tflite_bytes"]),
+    )
+    console.print(table)
+    check = results["verify"]
+    console.print(
+        f"numpy == Keras == TFLite Micro on {check['windows']} windows: "
+        f"{check['mismatches']} mismatches. Arena: {winner['arena_bytes']} bytes."
+    )
+    left_out = results["data"]
+    console.print(
+        f"Left out: {left_out['uncertain']} uncertain windows, {left_out['too_short']} segments "
+        f"too short, {len(left_out['skipped'])} recordings skipped."
+    )
+    for message in left_out["skipped"]:
+        console.print(f"  skipped: {message}", markup=False)
+    console.print(f"Report: {out / 'report.html'}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo_out"),
+    epochs: Epochs = 20,
+    trials: Trials = 10,
+    seed: Seed = 0,
+) -> None:
+    """Do the whole job on generated soundscapes: the quickest way to see what qbee does."""
+    from qbee.job import verbs
+
+    with _Terminal() as watcher:
+        results = verbs.demo(out, epochs=epochs, trials=trials, seed=seed, watcher=watcher)
+    _summary(results, out)
+
+
+@app.command()
+def synth(
+    out: Out,
+    seed: Seed = 0,
+    recordings: Annotated[int, typer.Option(min=1, help="Recordings per location.")] = 8,
+    duration_s: Annotated[float, typer.Option(min=8, help="Length of a recording, s.")] = 180.0,
+    buzzes: Annotated[
+        Path | None, typer.Option(help="Folder of real buzz clips to mix (with --backgrounds).")
+    ] = None,
+    backgrounds: Annotated[
+        Path | None, typer.Option(help="Folder of real backgrounds to mix the buzzes into.")
+    ] = None,
+) -> None:
+    """Make labelled recordings: soundscapes of nest boxes, or mixtures of real sounds."""
+    from qbee.audio import synth as generator
+
+    if (buzzes is None) != (backgrounds is None):
+        raise typer.BadParameter("--buzzes and --backgrounds go together")
+    if buzzes is None or backgrounds is None:
+        table = generator.soundscapes(
+            out, seed=seed, recordings_per_location=recordings, duration_s=duration_s
+        )
+    else:
+        table = generator.mix(
+            buzzes, backgrounds, out, seed=seed, recordings=recordings, duration_s=duration_s
+        )
+    console.print(f"Labels: {table}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def run(
+    labels: Labels,
+    model: Model,
+    out: Out,
+    epochs: Epochs = 20,
+    trials: Trials = 10,
+    seed: Seed = 0,
+    space: Space = None,
+    standardize: HowToStandardize = Standardize.window,
+    augment: Augment = True,
+    balance_classes: Balance = False,
+    on_error: Errors = OnError.stop,
+    test_location: TestLocation = None,
+) -> None:
+    """Do the whole job: labelled recordings in, a verified .tflite out. Resumes if interrupted."""
+    from qbee.job import verbs
+
+    with _Terminal() as watcher:
+        results = verbs.run(
+            labels,
+            model,
+            out,
+            epochs=epochs,
+            trials=trials,
+            seed=seed,
+            space=space,
+            standardize=standardize.value,
+            augment=augment,
+            balance_classes=balance_classes,
+            on_error=on_error.value,
+            test_location=test_location,
+            watcher=watcher,
+        )
+    _summary(results, out)
+
+
+@app.command()
+def train(
+    labels: Labels,
+    model: Model,
+    out: Out,
+    epochs: Epochs = 20,
+    trials: Trials = 10,
+    seed: Seed = 0,
+    space: Space = None,
+    standardize: HowToStandardize = Standardize.window,
+    augment: Augment = True,
+    balance_classes: Balance = False,
+    on_error: Errors = OnError.stop,
+    test_location: TestLocation = None,
+) -> None:
+    """First stage: read the recordings and train the float model."""
+    from qbee.job import verbs
+
+    with _Terminal() as watcher:
+        job = verbs.train(
+            labels,
+            model,
+            out,
+            epochs=epochs,
+            trials=trials,
+            seed=seed,
+            space=space,
+            standardize=standardize.value,
+            augment=augment,
+            balance_classes=balance_classes,
+            on_error=on_error.value,
+            test_location=test_location,
+            watcher=watcher,
+        )
+        scores = job.float_scores[0]
+    console.print(
+        f"Float F1 {_percent(scores.f1)} on {scores.windows} test windows, "
+        f"{scores.positives} with buzz."
+    )
+
+
+@app.command()
+def search(out: Folder) -> None:
+    """Second stage: search the bit widths of every layer and fine-tune the winner."""
+    from qbee.job import verbs
+
+    with _Terminal() as watcher:
+        winner = verbs.search(out, watcher=watcher).winner
+    found = winner.measured
+    console.print(
+        f"Winner: trial {winner.number} ({winner.origin}), validation F1 {_percent(found.f1)}, "
+        f"{found.tflite_bytes} bytes. Scheme: {out / 'scheme.json'}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def export(out: Folder) -> None:
+    """Third stage: write the .tflite, its C source and the front end."""
+    from qbee.job import verbs
+
+    with _Terminal() as watcher:
+        job = verbs.export(out, watcher=watcher)
+    console.print(f"{len(job.micro.content)} bytes: {out / 'model.tflite'}", soft_wrap=True)
+
+
+@app.command()
+def verify(out: Folder) -> None:
+    """Last stage: compare numpy, Keras and TFLite Micro, score the device's outputs, report."""
+    from qbee.job import verbs
+
+    with _Terminal() as watcher:
+        results = verbs.verify(out, watcher=watcher)
+    _summary(results, out)
+    if results["verify"]["mismatches"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    labels: Labels,
+    on_error: Errors = OnError.stop,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """Score a finished detector on other labelled recordings, through TFLite Micro."""
+    from qbee import detector
+
+    found = detector.evaluate(folder, labels, on_error=on_error.value)
+    if as_json:
+        print(json.dumps(found, indent=2, allow_nan=False))
+        return
+    title = f"{found['model']} on {found['table']}, threshold {found['threshold']:.3f}"
+    table = Table("", "windows", "with buzz", "F1", "precision", "recall", "AUC", title=title)
+    rows = {**found["locations"], "all": found}
+    for place, scores in rows.items():
+        table.add_row(
+            place,
+            str(scores["windows"]),
+            str(scores["positives"]),
+            *(_percent(scores[name]) for name in ("f1", "precision", "recall", "auc")),
+        )
+    console.print(table)
+    console.print(
+        f"Left out: {found['uncertain']} uncertain windows, {found['too_short']} segments too "
+        f"short, {len(found['skipped'])} recordings skipped."
+    )
+    for message in found["skipped"]:
+        console.print(f"  skipped: {message}", markup=False)
+
+
+def main() -> None:
+    """Run the command line; an error on purpose is one line and exit code 2."""
+    try:
+        app()
+    except QbeeError as error:
+        print(f"qbee: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("qbee: stopped; the same command continues", file=sys.stderr)
+        raise SystemExit(130) from None

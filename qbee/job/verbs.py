@@ -1,0 +1,172 @@
+"""The job's verbs, as the command line and notebooks call them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from qbee.audio import synth
+from qbee.errors import ModelFileError
+from qbee.files import make_folder, read_json
+from qbee.job import outputs, results
+from qbee.job.settings import FILE, JobSettings, begin, default_space, digest
+from qbee.job.stages import Job, Watcher
+from qbee.models import registry
+from qbee.records import FrontEnd
+from qbee.search.space import SearchSpace
+
+DEMO_MODEL = "beenet3"
+EPOCHS, TRIALS, FINE_TUNE_EPOCHS = 20, 10, 6
+
+
+def begun(
+    labels: Path,
+    model: str,
+    out: Path,
+    *,
+    epochs: int = EPOCHS,
+    trials: int = TRIALS,
+    fine_tune_epochs: int = FINE_TUNE_EPOCHS,
+    seed: int = 0,
+    space: Path | None = None,
+    standardize: Literal["window", "fold"] = "window",
+    augment: bool = True,
+    balance_classes: bool = False,
+    on_error: Literal["stop", "skip"] = "stop",
+    test_location: str | None = None,
+    watcher: Watcher | None = None,
+) -> Job:
+    """Begin a job in ``out``, or take up the one of the same settings that is there.
+
+    Parameters
+    ----------
+    labels : Path
+        table of labelled segments; recordings are relative to its folder.
+    model : str
+        name of a float model.
+    space : Path, optional
+        search space; the one for BeeNets by default.
+    test_location : str, optional
+        score on this location and train on the others; by default a fifth of the recordings of
+        all locations is for scoring.
+
+    Raises
+    ------
+    QbeeError
+        with one line, if anything about the input is wrong.
+    """
+    settings = JobSettings(
+        labels=str(Path(labels).resolve()),
+        labels_sha256=digest(labels),
+        model=registry.check(model),
+        front_end=FrontEnd(standardize=standardize),
+        space=default_space() if space is None else SearchSpace.load(space),
+        epochs=epochs,
+        trials=trials,
+        fine_tune_epochs=fine_tune_epochs,
+        seed=seed,
+        augment=augment,
+        balance_classes=balance_classes,
+        on_error=on_error,
+        test_location=test_location,
+    )
+    folder = make_folder(out)
+    begin(folder, settings)
+    return Job(folder, settings, watcher)
+
+
+def resumed(out: Path, watcher: Watcher | None = None) -> Job:
+    """Job that was begun in ``out``.
+
+    Raises
+    ------
+    ModelFileError
+        if there is none.
+    """
+    path = Path(out) / FILE
+    if not path.exists():
+        raise ModelFileError(f"{path}: no job was begun in this folder; begin one with 'train'")
+    return Job(Path(out), JobSettings.load(path), watcher)
+
+
+def train(labels: Path, model: str, out: Path, **settings) -> Job:
+    """Read the recordings and train the float model; arguments as of ``run``."""
+    job = begun(labels, model, out, **settings)
+    _train(job)
+    return job
+
+
+def search(out: Path, *, watcher: Watcher | None = None) -> Job:
+    """Search bit widths for the float model in ``out`` and fine-tune the winner."""
+    job = resumed(out, watcher)
+    _search(job)
+    return job
+
+
+def export(out: Path, *, watcher: Watcher | None = None) -> Job:
+    """Write the .tflite, the C source and the front end of the winner in ``out``."""
+    job = resumed(out, watcher)
+    _export(job)
+    return job
+
+
+def verify(out: Path, *, watcher: Watcher | None = None) -> dict[str, Any]:
+    """Verify the exported model in ``out`` on its test windows, score it and write the report."""
+    return _verify(resumed(out, watcher))
+
+
+def run(labels: Path, model: str, out: Path, **settings) -> dict[str, Any]:
+    """Do the whole job and give its results; an interrupted one continues where it stopped.
+
+    Takes the keyword arguments of ``begun``: ``epochs``, ``trials``, ``seed``, ``on_error``...
+    """
+    return _finished(begun(labels, model, out, **settings))
+
+
+def demo(out: Path, **settings) -> dict[str, Any]:
+    """Do the whole job for BeeNet3 on generated soundscapes."""
+    recordings = make_folder(out) / "recordings"
+    labels = recordings / "labels.csv"
+    if not labels.exists():
+        if settings.get("watcher"):
+            settings["watcher"].stage("Generating soundscapes of nest boxes")
+        synth.soundscapes(recordings, seed=settings.get("seed", 0))
+    return run(labels, DEMO_MODEL, out, **settings)
+
+
+def _finished(job: Job) -> dict[str, Any]:
+    if (job.folder / outputs.REPORT).exists():
+        job.watcher.note("This job is finished; its results are shown again.")
+        return read_json(job.folder / results.FILE)
+    _train(job)
+    _search(job)
+    _export(job)
+    return _verify(job)
+
+
+def _train(job: Job) -> None:
+    job.watcher.stage("Reading recordings")
+    _ = job.examples
+    job.watcher.stage(f"Training {job.settings.model} in float")
+    _ = job.trained
+
+
+def _search(job: Job) -> None:
+    job.watcher.stage(f"Searching bit widths, {job.settings.trials} trials")
+    _ = job.winner
+    job.watcher.stage(f"Fine-tuning the winner, trial {job.winner.number}")
+    _ = job.fine_tuned
+
+
+def _export(job: Job) -> None:
+    job.watcher.stage("Exporting the .tflite")
+    _ = job.micro
+
+
+def _verify(job: Job) -> dict[str, Any]:
+    job.watcher.stage("Verifying: numpy == Keras == TFLite Micro")
+    found, probability = results.collect(job)
+    results.save(job, found)
+    job.watcher.stage("Drawing the report")
+    outputs.draw(job, found, probability)
+    return found

@@ -21,7 +21,7 @@ def save(path: Path, arrays: dict[str, np.ndarray], values: dict[str, Any] | Non
     """Write ``arrays`` and the JSON object ``values``."""
     text = np.frombuffer(json.dumps(values or {}).encode(), np.uint8)
     with replacing(path) as partial:
-        np.savez(partial, **{_JSON: text}, **arrays)
+        np.savez(partial, allow_pickle=False, **{_JSON: text, **arrays})
 
 
 def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

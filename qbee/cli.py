@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from qbee.errors import QbeeError
+from qbee.job.watcher import Watcher
 
 app = typer.Typer(
     name="qbee",
@@ -70,8 +71,8 @@ TestLocation = Annotated[
 Folder = Annotated[Path, typer.Argument(help="Result folder of a job.")]
 
 
-class _Terminal:
-    """Shows the stages of a job as progress bars; a ``Watcher``."""
+class _Terminal(Watcher):
+    """Shows the stages of a job as progress bars."""
 
     def __init__(self) -> None:
         self.bars = Progress(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -20,7 +20,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
-    def load(cls, path: Path):
+    def load(cls, path: Path) -> Self:
         """Record stored in a JSON file.
 
         Raises
@@ -64,7 +64,7 @@ class FrontEnd(Record):
     std_db: float | None = None
 
     @model_validator(mode="after")
-    def _is_consistent(self):
+    def _is_consistent(self) -> Self:
         if not 0 <= self.fmin_hz < self.fmax_hz <= self.sample_rate_hz / 2:
             raise ValueError(
                 f"fmin_hz={self.fmin_hz}, fmax_hz={self.fmax_hz} must satisfy "

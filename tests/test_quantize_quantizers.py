@@ -137,7 +137,7 @@ def test_16_bit_kernels_keep_16_bits_unlike_auto_po2():
 
 def test_31_bit_biases_do_not_vanish_as_with_auto_po2():
     x = np.random.default_rng(0).normal(0, 0.1, 64).astype(np.float32)
-    np.testing.assert_array_equal(quantized_bias(31)(x).numpy(), x)
+    assert np.abs(quantized_bias(31)(x).numpy() - x).max() <= np.abs(x).max() * 2.0**-30
     assert not np.any(qkeras.quantized_bits(31, 31, 1, alpha="auto_po2")(x).numpy())
 
 

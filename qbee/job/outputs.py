@@ -83,7 +83,5 @@ def draw(job: Job, results: dict[str, Any], probability: np.ndarray) -> None:
     plots.bits_per_layer(results["winner"]["bits"], paths["bits_per_layer"])
     labels = job.labels_of("test")
     scores = metrics.evaluate(labels, probability, threshold=job.threshold)
-    plots.confusion_and_pr(
-        labels, probability, job.threshold, asdict(scores), paths["confusion_and_pr"]
-    )
+    plots.confusion_and_pr(labels, probability, job.threshold, scores, paths["confusion_and_pr"])
     html.write(results, paths, job.folder / REPORT)

@@ -49,8 +49,8 @@ def digest(path: Path) -> str:
         raise LabelError(f"{path}: {error.strerror}") from error
 
 
-def begin(folder: Path, settings: JobSettings) -> None:
-    """Store the settings of a new job, or check that a job in ``folder`` has the same.
+def check(folder: Path, settings: JobSettings) -> None:
+    """Check that a job which was begun in ``folder``, if any, has the same settings.
 
     Raises
     ------
@@ -59,7 +59,6 @@ def begin(folder: Path, settings: JobSettings) -> None:
     """
     path = folder / FILE
     if not path.exists():
-        settings.save(path)
         return
     stored = JobSettings.load(path)
     for name, value in settings.model_dump().items():

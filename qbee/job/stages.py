@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,8 @@ from qbee.errors import DataError
 from qbee.export import c_array, tflite
 from qbee.export.interpreter import MicroModel
 from qbee.files import make_folder, read_text, write_bytes, write_text
-from qbee.job.settings import JobSettings
+from qbee.job.settings import FILE, JobSettings
+from qbee.job.watcher import Watcher
 from qbee.keras import keras, make_repeatable
 from qbee.models import registry
 from qbee.quantize import calibrate, convert, fold
@@ -36,19 +38,6 @@ FINE_TUNE_MAX_RATE = 5e-4
 SCHEME = "scheme.json"
 
 
-class Watcher:
-    """Hears what a job does; this one says nothing."""
-
-    def stage(self, title: str) -> None:
-        """Hear that a stage begins."""
-
-    def progress(self, done: int, total: int, text: str) -> None:
-        """Hear that ``done`` of ``total`` steps of the stage are finished."""
-
-    def note(self, text: str) -> None:
-        """Hear something worth a line."""
-
-
 class Job:
     """One job in one folder: data, float model, search, fine-tuned winner, files.
 
@@ -64,21 +53,21 @@ class Job:
     @cached_property
     def _cut(self) -> tuple[windows.WindowTable, np.ndarray]:
         """Table of the windows that could be read, and their dB mel images."""
+        stored, table_file = self.work / "windows.npy", self.work / "windows.json"
+        adapter = TypeAdapter(windows.WindowTable)
+        if stored.exists() and table_file.exists():
+            return adapter.validate_json(read_text(table_file)), np.load(stored, mmap_mode="r")
         listed = windows.from_segments(
             labels.read(Path(self.settings.labels)),
             self.settings.front_end,
             on_error=self.settings.on_error,
         )
-        stored, table_file = self.work / "windows.npy", self.work / "windows.json"
-        adapter = TypeAdapter(windows.WindowTable)
-        if stored.exists() and table_file.exists():
-            return adapter.validate_json(read_text(table_file)), np.load(stored, mmap_mode="r")
         made = windows.images(
             listed.windows,
             self.settings.front_end,
             path=stored,
             on_error=self.settings.on_error,
-            on_progress=lambda done, total: self.watcher.progress(done, total, "mel images"),
+            on_progress=lambda done, total: self.watcher.progress(done, total, "windows"),
         )
         kept = windows.WindowTable(
             windows=tuple(listed.windows[i] for i in made.kept),
@@ -86,6 +75,9 @@ class Job:
             too_short=listed.too_short,
             skipped=(*listed.skipped, *made.skipped),
         )
+        # A job counts as begun once its data can be used: until then its table may be mended.
+        self._split(kept.windows)
+        self.settings.save(self.folder / FILE)
         write_text(table_file, adapter.dump_json(kept).decode())
         return kept, made.images
 
@@ -97,11 +89,13 @@ class Job:
     @cached_property
     def fold(self) -> Fold:
         """Training, validation and test windows."""
+        return self._split(self.table.windows)
+
+    def _split(self, found: Sequence[Window]) -> Fold:
         place, seed = self.settings.test_location, self.settings.seed
-        found, front_end = self.table.windows, self.settings.front_end
         if place is None:
-            return folds.cross_validation(found, front_end, seed=seed)[0]
-        by_name = {f.name: f for f in folds.by_location(found, front_end, seed=seed)}
+            return folds.cross_validation(found, self.settings.front_end, seed=seed)[0]
+        by_name = {f.name: f for f in folds.by_location(found, self.settings.front_end, seed=seed)}
         if place not in by_name:
             raise DataError(f"test_location={place!r} must be one of {', '.join(by_name)}")
         return by_name[place]

@@ -9,8 +9,9 @@ from qbee.audio import synth
 from qbee.errors import ModelFileError
 from qbee.files import make_folder, read_json
 from qbee.job import outputs, results
-from qbee.job.settings import FILE, JobSettings, begin, default_space, digest
-from qbee.job.stages import Job, Watcher
+from qbee.job.settings import FILE, JobSettings, check, default_space, digest
+from qbee.job.stages import Job
+from qbee.job.watcher import Watcher
 from qbee.models import registry
 from qbee.records import FrontEnd
 from qbee.search.space import SearchSpace
@@ -71,7 +72,7 @@ def begun(
         test_location=test_location,
     )
     folder = make_folder(out)
-    begin(folder, settings)
+    check(folder, settings)
     return Job(folder, settings, watcher)
 
 

@@ -40,21 +40,21 @@ class FoldedNet:
         return [layer.name for layer in self.layers]
 
 
-def _refuse(layer, why: str):
-    raise ParameterError(f"layer {layer.name!r} ({type(layer).__name__}) {why}")
+def _refusal(layer, why: str) -> ParameterError:
+    return ParameterError(f"layer {layer.name!r} ({type(layer).__name__}) {why}")
 
 
 def _one_stride(layer) -> int:
     if layer.padding != "same" or tuple(layer.dilation_rate) != (1, 1):
-        _refuse(layer, "must have padding='same' and no dilation")
+        raise _refusal(layer, "must have padding='same' and no dilation")
     if layer.strides[0] != layer.strides[1]:
-        _refuse(layer, f"must have equal strides, has {layer.strides}")
+        raise _refusal(layer, f"must have equal strides, has {layer.strides}")
     return layer.strides[0]
 
 
 def _weighted(layer, kind: Kind, stride: int) -> FoldedLayer:
     if layer.activation is not keras.activations.linear:
-        _refuse(layer, "must have no activation of its own: use a ReLU layer")
+        raise _refusal(layer, "must have no activation of its own: use a ReLU layer")
     kernel, *rest = layer.get_weights()
     channels = kernel.shape[2] if kind == "depthwise" else kernel.shape[-1]
     bias = rest[0] if rest else np.zeros(channels, np.float32)
@@ -63,26 +63,26 @@ def _weighted(layer, kind: Kind, stride: int) -> FoldedLayer:
 
 def _convolution(done: list[FoldedLayer], layer) -> None:
     if layer.groups != 1:
-        _refuse(layer, "must have groups=1")
+        raise _refusal(layer, "must have groups=1")
     done.append(_weighted(layer, "conv", _one_stride(layer)))
 
 
 def _depthwise(done: list[FoldedLayer], layer) -> None:
     if layer.depth_multiplier != 1:
-        _refuse(layer, "must have depth_multiplier=1")
+        raise _refusal(layer, "must have depth_multiplier=1")
     done.append(_weighted(layer, "depthwise", _one_stride(layer)))
 
 
 def _dense(done: list[FoldedLayer], layer) -> None:
     if len(layer.input_shape) != 2:
-        _refuse(layer, "must follow a Flatten layer")
+        raise _refusal(layer, "must follow a Flatten layer")
     done.append(_weighted(layer, "dense", 1))
 
 
 def _batch_norm(done: list[FoldedLayer], layer) -> None:
     """FAT, eq. 10-11: gain and offset of the batch norm go into kernel and bias."""
     if not done or done[-1].has_relu or done[-1].pool > 1:
-        _refuse(layer, "must follow a convolution or dense layer directly")
+        raise _refusal(layer, "must follow a convolution or dense layer directly")
     last = done[-1]
     gamma = layer.gamma.numpy() if layer.scale else 1.0
     beta = layer.beta.numpy() if layer.center else 0.0
@@ -95,18 +95,18 @@ def _batch_norm(done: list[FoldedLayer], layer) -> None:
 
 def _relu(done: list[FoldedLayer], layer) -> None:
     if layer.max_value is not None or layer.negative_slope or layer.threshold:
-        _refuse(layer, "must be a plain ReLU")
+        raise _refusal(layer, "must be a plain ReLU")
     if not done or done[-1].has_relu:
-        _refuse(layer, "must follow a weighted layer")
+        raise _refusal(layer, "must follow a weighted layer")
     done[-1] = replace(done[-1], has_relu=True)
 
 
 def _max_pool(done: list[FoldedLayer], layer) -> None:
     size = layer.pool_size[0]
     if set(layer.pool_size) | set(layer.strides) != {size} or layer.padding != "valid":
-        _refuse(layer, "must have a square pool equal to its stride and padding='valid'")
+        raise _refusal(layer, "must have a square pool equal to its stride and padding='valid'")
     if not done or done[-1].pool > 1:
-        _refuse(layer, "must follow a weighted layer or its ReLU, and only once")
+        raise _refusal(layer, "must follow a weighted layer or its ReLU, and only once")
     done[-1] = replace(done[-1], pool=size)
 
 
@@ -131,7 +131,7 @@ def _check_chain(model) -> None:
     """Every layer must read the output of the one before it."""
     for previous, layer in zip(model.layers, model.layers[1:], strict=False):
         if layer.input is not previous.output:
-            _refuse(layer, f"must read the output of {previous.name!r} only: not a chain")
+            raise _refusal(layer, f"must read the output of {previous.name!r} only: not a chain")
 
 
 def fold(model) -> FoldedNet:
@@ -155,7 +155,7 @@ def fold(model) -> FoldedNet:
         handler = _HANDLERS.get(type(layer))
         if handler is None:
             known = ", ".join(sorted(t.__name__ for t in _HANDLERS))
-            _refuse(layer, f"cannot be quantized; known layers: {known}")
+            raise _refusal(layer, f"cannot be quantized; known layers: {known}")
         handler(done, layer)
         if not isinstance(layer, keras.layers.Flatten):
             shapes[len(done) - 1 :] = [tuple(layer.output_shape[1:])] if done else []

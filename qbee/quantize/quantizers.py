@@ -64,8 +64,10 @@ class quantized_kernel(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras'
         safe = tf.where(peak > 0, peak, float(self.max_code))
         log2 = tf.math.log(safe / self.max_code) / tf.math.log(2.0)
         covering = tf.cast(tf.maximum(tf.math.ceil(log2), LOWEST_EXPONENT), tf.int32)
+        # In units of the covering step, as squares of tiny kernels' errors would underflow.
+        unit = power_of_two(covering)
         errors = [
-            tf.reduce_mean((self._rounded(x, covering + c) - x) ** 2, axes, keepdims=True)
+            tf.reduce_mean(((self._rounded(x, covering + c) - x) / unit) ** 2, axes, keepdims=True)
             for c in CANDIDATES
         ]
         best = tf.argmin(tf.stack(errors), output_type=tf.int32)

@@ -18,7 +18,7 @@ Slots = Mapping[str, int]
 
 def slots(scheme: Scheme) -> dict[str, int]:
     """Bits of every slot of a scheme."""
-    found = {INPUT: scheme.input_bits}
+    found: dict[str, int] = {INPUT: scheme.input_bits}
     for name, bits in scheme.layers.items():
         found |= {f"{name}.kernel": bits.kernel, f"{name}.bias": bits.bias, f"{name}.map": bits.map}
     return found

@@ -74,11 +74,12 @@ class SearchSpace(Record):
         """Scheme of a point."""
         layers = {}
         for name, group in self.groups_of(layer_names).items():
-            layers[name] = LayerBits(
-                kernel=point[f"{group}.kernel"],
-                bias=point[f"{group}.bias"],
-                map=8 if name == layer_names[-1] else point[f"{group}.map"],
-            )
+            widths = {
+                "kernel": point[f"{group}.kernel"],
+                "bias": point[f"{group}.bias"],
+                "map": 8 if name == layer_names[-1] else point[f"{group}.map"],
+            }
+            layers[name] = LayerBits.model_validate(widths)
         return Scheme(layers=layers)
 
     def seed_points(self, layer_names: list[str]) -> list[Point]:

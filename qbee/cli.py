@@ -50,6 +50,11 @@ Labels = Annotated[
 Model = Annotated[str, typer.Option(help="Network: beenet1 (largest), beenet2 or beenet3.")]
 Out = Annotated[Path, typer.Option(help="Folder for all results; made if it does not exist.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training windows.")]
+FineTune = Annotated[int, typer.Option(min=1, help="Passes of fine-tuning of the winner.")]
+Folds = Annotated[
+    int,
+    typer.Option(min=3, help="Parts the recordings are cut into: one validates, one is scored."),
+]
 Trials = Annotated[int, typer.Option(min=1, help="Bit-width schemes to try.")]
 Seed = Annotated[int, typer.Option(min=0, help="Equal seeds give equal results on one machine.")]
 Space = Annotated[
@@ -197,6 +202,8 @@ def run(
     out: Out,
     epochs: Epochs = 20,
     trials: Trials = 10,
+    fine_tune_epochs: FineTune = 6,
+    folds: Folds = 5,
     seed: Seed = 0,
     space: Space = None,
     standardize: HowToStandardize = Standardize.window,
@@ -206,24 +213,11 @@ def run(
     test_location: TestLocation = None,
 ) -> None:
     """Do the whole job: labelled recordings in, a verified .tflite out. Resumes if interrupted."""
+    settings = dict(locals())
     from qbee.job import verbs
 
     with _Terminal() as watcher:
-        results = verbs.run(
-            labels,
-            model,
-            out,
-            epochs=epochs,
-            trials=trials,
-            seed=seed,
-            space=space,
-            standardize=standardize.value,
-            augment=augment,
-            balance_classes=balance_classes,
-            on_error=on_error.value,
-            test_location=test_location,
-            watcher=watcher,
-        )
+        results = verbs.run(**settings, watcher=watcher)
     _summary(results, out)
 
 
@@ -234,6 +228,8 @@ def train(
     out: Out,
     epochs: Epochs = 20,
     trials: Trials = 10,
+    fine_tune_epochs: FineTune = 6,
+    folds: Folds = 5,
     seed: Seed = 0,
     space: Space = None,
     standardize: HowToStandardize = Standardize.window,
@@ -243,24 +239,11 @@ def train(
     test_location: TestLocation = None,
 ) -> None:
     """First stage: read the recordings and train the float model."""
+    settings = dict(locals())
     from qbee.job import verbs
 
     with _Terminal() as watcher:
-        job = verbs.train(
-            labels,
-            model,
-            out,
-            epochs=epochs,
-            trials=trials,
-            seed=seed,
-            space=space,
-            standardize=standardize.value,
-            augment=augment,
-            balance_classes=balance_classes,
-            on_error=on_error.value,
-            test_location=test_location,
-            watcher=watcher,
-        )
+        job = verbs.train(**settings, watcher=watcher)
         scores = job.float_scores[0]
     console.print(
         f"Float F1 {_percent(scores.f1)} on {scores.windows} test windows, "

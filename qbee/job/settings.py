@@ -28,6 +28,7 @@ class JobSettings(Record):
     epochs: int = Field(ge=1)
     trials: int = Field(ge=1)
     fine_tune_epochs: int = Field(ge=1)
+    folds: int = Field(ge=3)
     seed: int = Field(ge=0)
     augment: bool
     balance_classes: bool

@@ -93,9 +93,11 @@ class Job:
 
     def _split(self, found: Sequence[Window]) -> Fold:
         place, seed = self.settings.test_location, self.settings.seed
+        front_end = self.settings.front_end
         if place is None:
-            return folds.cross_validation(found, self.settings.front_end, seed=seed)[0]
-        by_name = {f.name: f for f in folds.by_location(found, self.settings.front_end, seed=seed)}
+            number = self.settings.folds
+            return folds.cross_validation(found, front_end, n_folds=number, seed=seed)[0]
+        by_name = {f.name: f for f in folds.by_location(found, front_end, seed=seed)}
         if place not in by_name:
             raise DataError(f"test_location={place!r} must be one of {', '.join(by_name)}")
         return by_name[place]

@@ -17,7 +17,8 @@ from qbee.records import FrontEnd
 from qbee.search.space import SearchSpace
 
 DEMO_MODEL = "beenet3"
-EPOCHS, TRIALS, FINE_TUNE_EPOCHS = 20, 10, 6
+# Large validation and test parts, as recordings cost nothing here.
+DEMO_FOLDS, DEMO_RECORDINGS_PER_LOCATION = 4, 12
 
 
 def begun(
@@ -25,9 +26,10 @@ def begun(
     model: str,
     out: Path,
     *,
-    epochs: int = EPOCHS,
-    trials: int = TRIALS,
-    fine_tune_epochs: int = FINE_TUNE_EPOCHS,
+    epochs: int = 20,
+    trials: int = 10,
+    fine_tune_epochs: int = 6,
+    folds: int = 5,
     seed: int = 0,
     space: Path | None = None,
     standardize: Literal["window", "fold"] = "window",
@@ -47,9 +49,10 @@ def begun(
         name of a float model.
     space : Path, optional
         search space; the one for BeeNets by default.
+    folds : int >= 3
+        one of so many parts of the recordings is for validation, one for scoring.
     test_location : str, optional
-        score on this location and train on the others; by default a fifth of the recordings of
-        all locations is for scoring.
+        score on this location and train on the others, instead.
 
     Raises
     ------
@@ -65,6 +68,7 @@ def begun(
         epochs=epochs,
         trials=trials,
         fine_tune_epochs=fine_tune_epochs,
+        folds=folds,
         seed=seed,
         augment=augment,
         balance_classes=balance_classes,
@@ -131,8 +135,12 @@ def demo(out: Path, **settings) -> dict[str, Any]:
     if not labels.exists():
         if settings.get("watcher"):
             settings["watcher"].stage("Generating soundscapes of nest boxes")
-        synth.soundscapes(recordings, seed=settings.get("seed", 0))
-    return run(labels, DEMO_MODEL, out, **settings)
+        synth.soundscapes(
+            recordings,
+            seed=settings.get("seed", 0),
+            recordings_per_location=DEMO_RECORDINGS_PER_LOCATION,
+        )
+    return run(labels, DEMO_MODEL, out, folds=DEMO_FOLDS, **settings)
 
 
 def _finished(job: Job) -> dict[str, Any]:

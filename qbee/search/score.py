@@ -39,7 +39,7 @@ class ForgivingFactor(Record):
         """
         if trial_bits <= 0 or reference_bits <= 0:
             raise ParameterError(
-                f"trial_bits={trial_bits}, reference_bits={reference_bits} must be > 0"
+                f"trial_bits={trial_bits}, reference_bits={reference_bits} must be positive"
             )
         wanted = self.stress * reference_bits
         percent = self.delta_p if trial_bits < wanted else self.delta_n

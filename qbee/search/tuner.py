@@ -7,12 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras_tuner
+import numpy as np
 from keras_tuner.oracles import BayesianOptimizationOracle
 
 from qbee.files import write_text
 from qbee.quantize.scheme import Scheme
 from qbee.records import Record
 from qbee.search.space import Point, SearchSpace
+
+# Untried points among which the oracle chooses.
+CANDIDATES = 2000
 
 
 class Measured(Record):
@@ -56,10 +60,15 @@ class Journal:
 
 
 class _SeededOracle(BayesianOptimizationOracle):
-    """keras-tuner's Gaussian process, started from given points, without repetitions."""
+    """keras-tuner's Gaussian process for menus: given starting points, no repetitions.
+
+    keras-tuner minimises the acquisition with 50 runs of L-BFGS over a continuous box and rounds
+    the result to the menus, which costs seconds and may give a point that was tried. Here the
+    lower confidence bound is computed for many untried points of the menus at once.
+    """
 
     def __init__(self, first: list[Point], **settings):
-        super().__init__(num_initial_points=len(first) + 1, **settings)
+        super().__init__(num_initial_points=len(first), **settings)
         self.first = first
 
     def populate_space(self, trial_id):
@@ -67,10 +76,29 @@ class _SeededOracle(BayesianOptimizationOracle):
         waiting = [point for point in self.first if point not in tried]
         if waiting:
             return {"status": "RUNNING", "values": dict(waiting[0])}
-        proposal = super().populate_space(trial_id)
-        if proposal["values"] in tried:
-            return self._random_populate_space()
-        return proposal
+        values, vectors = self._untried(tried)
+        if not values:
+            return {"status": "STOPPED", "values": None}
+        return {"status": "RUNNING", "values": values[self._most_promising(vectors)]}
+
+    def _untried(self, tried: list[Point]) -> tuple[list[Point], list[list[float]]]:
+        """Random points of the menus that no trial had, and their vectors."""
+        space = self._nonfixed_space()
+        values, vectors = [], []
+        for row in self._random_state.uniform(size=(CANDIDATES, len(space))):
+            point = self._vector_to_values(row)
+            if point not in tried:
+                values.append(point)
+                vectors.append([hp.value_to_prob(point[hp.name]) for hp in space])
+        return values, vectors
+
+    def _most_promising(self, vectors: list[list[float]]) -> int:
+        x, y = self._vectorize_trials()
+        if len(y) < 2:
+            return 0
+        self.gpr.fit(x, y)
+        mean, deviation = self.gpr.predict(np.array(vectors), return_std=True)
+        return int(np.argmin(mean - self.beta * deviation))
 
 
 class SchemeTuner(keras_tuner.BayesianOptimization):

@@ -1,0 +1,38 @@
+"""A small job, run once through the command line and used by several tests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qbee.audio import synth
+
+# Small enough for tests: a minute of training, and every part of the split has both classes.
+SMALL_JOB = ["--model", "beenet3", "--epochs", "2", "--trials", "3", "--fine-tune-epochs", "1",
+             "--folds", "3"]  # fmt: skip
+
+
+def qbee(*arguments, check=True):
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "qbee", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory) -> Path:
+    """Label table of small soundscapes."""
+    folder = tmp_path_factory.mktemp("recordings")
+    return synth.soundscapes(folder, seed=5, recordings_per_location=2, duration_s=44.0)
+
+
+@pytest.fixture(scope="session")
+def finished_job(tmp_path_factory, recordings) -> Path:
+    """Result folder of a job that ran without a disturbance."""
+    out = tmp_path_factory.mktemp("finished")
+    qbee("run", "--labels", recordings, "--out", out, *SMALL_JOB)
+    return out

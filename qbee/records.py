@@ -17,7 +17,7 @@ Label = Literal["buzz", "no_buzz", "uncertain"]
 class Record(BaseModel):
     """A frozen, validated record that is equal after a trip through JSON."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -70,6 +70,8 @@ class FrontEnd(Record):
                 f"fmin_hz={self.fmin_hz}, fmax_hz={self.fmax_hz} must satisfy "
                 f"0 <= fmin_hz < fmax_hz <= sample_rate_hz/2={self.sample_rate_hz / 2}"
             )
+        if not self.power_floor > 0:
+            raise ValueError(f"power_floor={self.power_floor} must be positive")
         if min(self.n_fft, self.hop_samples, self.n_mels, self.n_frames) < 1:
             raise ValueError("n_fft, hop_samples, n_mels and n_frames must be at least 1")
         if self.window_hop_frames < 1:

@@ -120,6 +120,26 @@ def test_training_finds_the_louder_bands_and_keeps_the_images(examples, undistur
     np.testing.assert_array_equal(examples.images, before)
 
 
+class Watched(Examples):
+    """Examples that remember the training batches (of 8 windows) that were taken."""
+
+    def standardised(self, images):
+        if len(images) == 8:
+            self.batches = [*getattr(self, "batches", []), images]
+        return super().standardised(images)
+
+
+def test_every_epoch_takes_every_window_once_in_another_order(examples):
+    watched = Watched(examples.images, examples.labels, FRONT_END)
+    trained(watched, settings=TrainSettings(epochs=3, batch_windows=8))
+    # The first value of an image identifies it.
+    epochs = np.concatenate(watched.batches)[:, 0, 0].reshape(3, 40)
+    expected = np.sort(examples.images[list(TRAIN), 0, 0])
+    for one, other in zip(epochs, np.roll(epochs, 1, axis=0), strict=True):
+        np.testing.assert_array_equal(np.sort(one), expected)
+        assert not np.array_equal(one, other)
+
+
 @pytest.mark.parametrize("stopped_in", ["epoch 1/4", "epoch 2/4", "epoch 4/4"])
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, examples, undisturbed, stopped_in):
     path = tmp_path / "run.npz"

@@ -149,13 +149,13 @@ def _blocks(windows: Sequence[Window], front_end: FrontEnd, block_s: float) -> n
 
 
 def _check_blocks(labels: np.ndarray, blocks: np.ndarray, n_folds: int) -> None:
-    for label, name in enumerate(CLASSES):
-        n_windows, n_blocks = (labels == label).sum(), len(np.unique(blocks[labels == label]))
-        if n_blocks < n_folds:
-            raise DataError(
-                f"{n_windows} {name} windows in {n_blocks} recordings or blocks are too few for "
-                f"n_folds={n_folds}; label more recordings, ask for fewer folds or shorten block_s"
-            )
+    n_blocks, label = min((len(np.unique(blocks[labels == label])), label) for label in (0, 1))
+    if n_blocks < n_folds:
+        raise DataError(
+            f"{(labels == label).sum()} {CLASSES[label]} windows in {n_blocks} recordings or "
+            f"blocks are too few for n_folds={n_folds}; label more recordings, ask for fewer "
+            "folds or shorten block_s"
+        )
 
 
 def _splits(windows, blocks, *, n_parts: int, seed: int) -> Iterator[np.ndarray]:

@@ -4,35 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tflite_micro import runtime
-from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
 
 from qbee.errors import ModelFileError
+from qbee.export import checks
 from qbee.streams import captured_stderr
 
 _FIRST_ARENA, _LARGEST_ARENA = 1 << 20, 1 << 28
-
-
-def _parsed(content: bytes, source: str):
-    """The flatbuffer as objects.
-
-    Raises
-    ------
-    ModelFileError
-        if it is no TFLite file or its offsets lead outside.
-    """
-    if content[4:8] != b"TFL3":
-        raise ModelFileError(f"{source}: not a .tflite file")
-    try:
-        return schema.ModelT.InitFromPackedBuf(content, 0)
-    except (struct.error, IndexError, ValueError, TypeError, UnicodeDecodeError) as error:
-        raise ModelFileError(f"{source}: damaged .tflite file") from error
 
 
 def read_metadata(content: bytes, *, key: str, source: str) -> dict[str, Any]:
@@ -43,7 +26,7 @@ def read_metadata(content: bytes, *, key: str, source: str) -> dict[str, Any]:
     ModelFileError
         if there is none or it is damaged.
     """
-    model = _parsed(content, source)
+    model = checks.parsed(content, source)
     for entry in model.metadata or []:
         if entry.name == key.encode():
             try:
@@ -80,7 +63,7 @@ class MicroModel:
 
     def __init__(self, content: bytes, *, source: str = "model", keep_all: bool = False):
         self.content, self.source = content, source
-        _parsed(content, source)
+        checks.parsed(content, source)
         config = runtime.InterpreterConfig
         self._config = config.kPreserveAllTensors if keep_all else config.kAllocationRecording
         self._interpreter = self._allocated()

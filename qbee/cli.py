@@ -66,6 +66,10 @@ HowToStandardize = Annotated[
 ]
 Augment = Annotated[bool, typer.Option(help="Vary the training images (for small data).")]
 Balance = Annotated[bool, typer.Option(help="Weigh the rarer class up in training.")]
+StopAfter = Annotated[
+    int | None,
+    typer.Option(min=1, help="End a training that has not got better for so many epochs."),
+]
 Errors = Annotated[
     OnError, typer.Option(help="Stop at a recording that cannot be read, or skip and report it.")
 ]
@@ -180,6 +184,7 @@ def synth(
     ] = None,
 ) -> None:
     """Make labelled recordings: soundscapes of nest boxes, or mixtures of real sounds."""
+    from qbee.audio import mixing
     from qbee.audio import synth as generator
 
     if (buzzes is None) != (backgrounds is None):
@@ -189,7 +194,7 @@ def synth(
             out, seed=seed, recordings_per_location=recordings, duration_s=duration_s
         )
     else:
-        table = generator.mix(
+        table = mixing.mix(
             buzzes, backgrounds, out, seed=seed, recordings=recordings, duration_s=duration_s
         )
     console.print(f"Labels: {table}", markup=False, soft_wrap=True)
@@ -209,6 +214,7 @@ def run(
     standardize: HowToStandardize = Standardize.window,
     augment: Augment = True,
     balance_classes: Balance = False,
+    stop_after_epochs: StopAfter = None,
     on_error: Errors = OnError.stop,
     test_location: TestLocation = None,
 ) -> None:
@@ -235,6 +241,7 @@ def train(
     standardize: HowToStandardize = Standardize.window,
     augment: Augment = True,
     balance_classes: Balance = False,
+    stop_after_epochs: StopAfter = None,
     on_error: Errors = OnError.stop,
     test_location: TestLocation = None,
 ) -> None:

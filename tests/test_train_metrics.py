@@ -33,11 +33,16 @@ def test_no_threshold_beats_the_best_one(pairs):
     assert metrics.best_f1(labels, scores) == found
 
 
-def test_among_equal_f1_the_threshold_is_the_middle_of_the_widest_gap():
+def test_a_half_is_taken_if_it_has_the_highest_f1():
     labels = np.array([1, 0, 0, 1, 0], bool)
-    # F1 is 2/3 with one detection and with four.
-    assert metrics.best_threshold(labels, np.array([0.9, 0.8, 0.7, 0.5, 0.1])) == 0.3
-    assert metrics.best_threshold(labels, np.array([0.9, 0.4, 0.3, 0.2, 0.1])) == 0.65
+    # F1 is 2/3 with one detection and with four: from 0.1 to 0.5, and from 0.8 to 0.9.
+    assert metrics.best_threshold(labels, np.array([0.9, 0.8, 0.7, 0.5, 0.1])) == 0.5
+
+
+def test_otherwise_the_threshold_is_the_middle_of_the_gap_nearest_to_a_half():
+    labels = np.array([1, 0, 0, 1, 0], bool)
+    assert metrics.best_threshold(labels, np.array([0.9, 0.8, 0.7, 0.4, 0.2])) == 0.3
+    assert metrics.best_threshold(labels, np.array([0.9, 0.6, 0.55, 0.2, 0.1])) == 0.75
 
 
 def test_a_threshold_needs_buzz():

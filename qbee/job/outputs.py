@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qbee.job.stages import Job
-from qbee.report import html, plots
+from qbee.report import html, plots, search_plots
 from qbee.train import metrics
 
 REPORT = "report.html"
@@ -78,9 +78,9 @@ def draw(job: Job, results: dict[str, Any], probability: np.ndarray) -> None:
         paths["training_curves"],
         title=f"{job.settings.model}: training, validated on {len(job.fold.validation)} windows",
     )
-    plots.trial_scores(trials, paths["trial_scores"], winner)
-    plots.pareto(trials, paths["pareto"], winner, _validation_point(job, results))
-    plots.bits_per_layer(results["winner"]["bits"], paths["bits_per_layer"])
+    search_plots.trial_scores(trials, paths["trial_scores"], winner)
+    search_plots.pareto(trials, paths["pareto"], winner, _validation_point(job, results))
+    search_plots.bits_per_layer(results["winner"]["bits"], paths["bits_per_layer"])
     labels = job.labels_of("test")
     scores = metrics.evaluate(labels, probability, threshold=job.threshold)
     plots.confusion_and_pr(labels, probability, job.threshold, scores, paths["confusion_and_pr"])

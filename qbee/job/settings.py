@@ -32,6 +32,7 @@ class JobSettings(Record):
     seed: int = Field(ge=0)
     augment: bool
     balance_classes: bool
+    stop_after_epochs: int | None = Field(ge=1)
     on_error: Literal["stop", "skip"]
     test_location: str | None
 

@@ -162,6 +162,7 @@ class Job:
             epochs=epochs,
             max_rate=max_rate,
             balance_classes=self.settings.balance_classes,
+            stop_after_epochs=self.settings.stop_after_epochs,
             augmentation=Augmentation() if self.settings.augment else None,
         )
 

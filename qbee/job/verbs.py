@@ -35,6 +35,7 @@ def begun(
     standardize: Literal["window", "fold"] = "window",
     augment: bool = True,
     balance_classes: bool = False,
+    stop_after_epochs: int | None = None,
     on_error: Literal["stop", "skip"] = "stop",
     test_location: str | None = None,
     watcher: Watcher | None = None,
@@ -51,6 +52,8 @@ def begun(
         search space; the one for BeeNets by default.
     folds : int >= 3
         one of so many parts of the recordings is for validation, one for scoring.
+    stop_after_epochs : int, optional
+        end a training whose validation F1 has not risen for so many epochs.
     test_location : str, optional
         score on this location and train on the others, instead.
 
@@ -72,6 +75,7 @@ def begun(
         seed=seed,
         augment=augment,
         balance_classes=balance_classes,
+        stop_after_epochs=stop_after_epochs,
         on_error=on_error,
         test_location=test_location,
     )

@@ -63,10 +63,11 @@ def evaluate(labels: np.ndarray, probability: np.ndarray, *, threshold: float) -
 
 
 def best_threshold(labels: np.ndarray, probability: np.ndarray) -> float:
-    """Threshold of highest F1 on these (validation) windows.
+    """Threshold of highest F1 on these (validation) windows, the one nearest to 0.5.
 
-    Between two scores the threshold lies half-way; among equal F1 the middle of the widest gap
-    is taken, which is the choice least sensitive to a small shift of the scores.
+    A few validation windows leave wide gaps between scores, and every threshold in a gap has the
+    same F1. Training by cross-entropy makes 0.5 the best guess without any data, so 0.5 itself is
+    taken if it has the highest F1, and otherwise the middle of the nearest gap that has it.
 
     Raises
     ------
@@ -78,17 +79,19 @@ def best_threshold(labels: np.ndarray, probability: np.ndarray) -> float:
         raise DataError("the threshold needs validation windows with buzz, there are none")
     order = np.argsort(-np.asarray(probability), kind="stable")
     score, hit = np.asarray(probability, np.float64)[order], labels[order]
-    true_positives, found = np.cumsum(hit), np.arange(1, len(hit) + 1)
-    f1 = 2 * true_positives / (found + hit.sum())
+    f1 = 2 * np.cumsum(hit) / (np.arange(1, len(hit) + 1) + hit.sum())
     below = np.append(score[1:], 0.0)
-    gap = score - below
     # A cut inside a run of equal scores is no threshold; the one below all scores always is.
-    f1 = np.where(np.append(gap[:-1] > 0, True), f1, -1.0)
-    best = np.flatnonzero(f1 == f1.max())
-    chosen = best[np.argmax(gap[best])]
-    middle = (score[chosen] + below[chosen]) / 2
+    f1 = np.where(np.append(score[:-1] > below[:-1], True), f1, -1.0)
+    best = f1 == f1.max()
+    # A threshold t has the F1 of the cut with below < t <= score.
+    if np.any(best & (below < 0.5) & (score >= 0.5)):
+        return 0.5
+    middle = (score + below) / 2
     # Half-way between neighbouring floats rounds to one of them.
-    return float(middle if middle > below[chosen] else score[chosen])
+    threshold = np.where(middle > below, middle, score)
+    distance = np.where(best, np.abs(threshold - 0.5), np.inf)
+    return float(threshold[np.argmin(distance)])
 
 
 def best_f1(labels: np.ndarray, probability: np.ndarray) -> float:

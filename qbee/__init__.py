@@ -7,12 +7,14 @@ does not load TensorFlow.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 _VERBS = {
     "synth": ("qbee.audio.synth", "soundscapes"),
-    "mix": ("qbee.audio.synth", "mix"),
+    "mix": ("qbee.audio.mixing", "mix"),
     "build": ("qbee.models.registry", "build"),
     "evaluate": ("qbee.detector", "evaluate"),
     "demo": ("qbee.job.verbs", "demo"),
@@ -25,13 +27,25 @@ _VERBS = {
 __all__ = sorted(_VERBS)
 
 
-def __getattr__(name: str) -> Any:
-    """Import a verb when it is first asked for."""
-    if name not in _VERBS:
-        raise AttributeError(f"module 'qbee' has no attribute {name!r}")
-    module, function = _VERBS[name]
-    return getattr(import_module(module), function)
+class _Package(ModuleType):
+    """The package, whose verbs ``train``, ``search``, ``export`` and ``verify`` stay functions.
+
+    Importing a submodule sets it as an attribute of its package, and those verbs have the names
+    of stages. ``from qbee.train import fit`` finds the stage all the same.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _VERBS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _VERBS:
+            raise AttributeError(f"module 'qbee' has no attribute {name!r}")
+        module, function = _VERBS[name]
+        return getattr(import_module(module), function)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *__all__]
 
 
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+sys.modules[__name__].__class__ = _Package

@@ -41,7 +41,7 @@ def test_a_half_is_taken_if_it_has_the_highest_f1():
 
 def test_otherwise_the_threshold_is_the_middle_of_the_gap_nearest_to_a_half():
     labels = np.array([1, 0, 0, 1, 0], bool)
-    assert metrics.best_threshold(labels, np.array([0.9, 0.8, 0.7, 0.4, 0.2])) == 0.3
+    assert metrics.best_threshold(labels, np.array([0.9, 0.8, 0.7, 0.375, 0.125])) == 0.25
     assert metrics.best_threshold(labels, np.array([0.9, 0.6, 0.55, 0.2, 0.1])) == 0.75
 
 

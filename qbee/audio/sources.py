@@ -1,31 +1,37 @@
-"""What a nest box hears: sources and places, as mono float arrays at ``RATE_HZ``."""
+"""What a nest box hears: bees, decoys and weather, as mono float arrays at ``RATE_HZ``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from scipy.fft import irfft, next_fast_len
 from scipy.interpolate import CubicSpline
-from scipy.signal import firwin2, oaconvolve
+from scipy.signal import oaconvolve
 
 RATE_HZ = 4000
 TWO_PI = 2.0 * np.pi
 
 
-def samples(duration_s, *, rate_hz=RATE_HZ):
+def samples(duration_s: float, *, rate_hz: float = RATE_HZ) -> int:
     """Count the samples in ``duration_s`` seconds."""
     return round(duration_s * rate_hz)
 
 
-def wander(n_samples, *, knots_hz, rng):
+def wander(n_samples: int, *, knots_hz: float, rng: np.random.Generator) -> np.ndarray:
     """Random track of about unit variance with ``knots_hz`` random knots per second."""
     n_knots = max(4, 2 + round(n_samples * knots_hz / RATE_HZ))
     where = np.linspace(0, n_knots - 1, n_samples)
     return CubicSpline(np.arange(n_knots), rng.standard_normal(n_knots))(where)
 
 
-def noise(n_samples, gain_at, *, rng, rate_hz=RATE_HZ):
+def noise(
+    n_samples: int,
+    gain_at: Callable[[np.ndarray], np.ndarray],
+    *,
+    rng: np.random.Generator,
+    rate_hz: float = RATE_HZ,
+) -> np.ndarray:
     """Gaussian noise whose amplitude spectrum follows ``gain_at(frequencies in Hz)``."""
     n_fft = next_fast_len(n_samples, real=True)
     gain = np.asarray(gain_at(np.fft.rfftfreq(n_fft, 1 / rate_hz)), dtype=np.float32)
@@ -33,7 +39,7 @@ def noise(n_samples, gain_at, *, rng, rate_hz=RATE_HZ):
     return irfft(pair * gain, n_fft)[:n_samples] * np.sqrt(n_fft)
 
 
-def ramps(n_samples, *, attack_s, release_s):
+def ramps(n_samples: int, *, attack_s: float, release_s: float) -> np.ndarray:
     """Envelope that rises and falls as half a cosine and is 1 in between."""
     t = np.arange(n_samples) / RATE_HZ
     rise = np.clip(t / attack_s, 0, 1)
@@ -41,7 +47,7 @@ def ramps(n_samples, *, attack_s, release_s):
     return 0.25 * (1 - np.cos(np.pi * rise)) * (1 - np.cos(np.pi * fall))
 
 
-def harmonics(f0_hz, gains):
+def harmonics(f0_hz: np.ndarray, gains: Iterable[complex | np.ndarray]) -> np.ndarray:
     """Sum of the harmonics of a gliding tone; those above 0.48 * RATE_HZ are left out.
 
     Parameters
@@ -60,13 +66,13 @@ def harmonics(f0_hz, gains):
     return y
 
 
-def timbre(count, *, rng):
+def timbre(count: int, *, rng: np.random.Generator) -> np.ndarray:
     """Complex harmonic amplitudes of an insect or an engine: falling, uneven, any phase."""
     fall_db = rng.uniform(2.0, 7.0) * np.arange(count) + rng.normal(0.0, 4.0, count)
     return (10 ** (-fall_db / 20) * np.exp(1j * rng.uniform(0, TWO_PI, count))).astype(np.complex64)
 
 
-def flight(duration_s, f0_hz, *, rng):
+def flight(duration_s: float, f0_hz: float, *, rng: np.random.Generator) -> np.ndarray:
     """Make an insect that comes, hovers and leaves: glides, flutter of pitch and wing beat."""
     n = samples(duration_s)
     glide = rng.uniform(-0.15, 0.15) * np.linspace(-1, 1, n)
@@ -79,7 +85,7 @@ def flight(duration_s, f0_hz, *, rng):
     return y * beat * distance * ramps(n, attack_s=attack_s, release_s=release_s)
 
 
-def bursts(duration_s, f0_hz, *, rng):
+def bursts(duration_s: float, f0_hz: float, *, rng: np.random.Generator) -> np.ndarray:
     """Make one to four flights of one insect with gaps between them."""
     count = rng.integers(1, 1 + min(4, max(1, int(duration_s // 1.5))))
     shares = rng.dirichlet(np.full(2 * count - 1, 4.0))
@@ -93,17 +99,17 @@ def bursts(duration_s, f0_hz, *, rng):
     return np.concatenate(parts)
 
 
-def buzz(duration_s, *, rng):
+def buzz(duration_s: float, *, rng: np.random.Generator) -> np.ndarray:
     """Make a solitary bee: a wing-beat fundamental around 130-265 Hz, which glides."""
     return bursts(duration_s, rng.uniform(130, 265), rng=rng)
 
 
-def fly(duration_s, *, rng):
+def fly(duration_s: float, *, rng: np.random.Generator) -> np.ndarray:
     """Make a fly or mosquito: as a bee, but with a fundamental of 430-750 Hz."""
     return bursts(duration_s, rng.uniform(430, 750), rng=rng)
 
 
-def motor(duration_s, *, rng):
+def motor(duration_s: float, *, rng: np.random.Generator) -> np.ndarray:
     """Make a distant propeller or pump: pitch and timbre of a bee, but steady."""
     n = samples(duration_s)
     drift = rng.uniform(-0.01, 0.01) * np.linspace(-1, 1, n)
@@ -111,7 +117,7 @@ def motor(duration_s, *, rng):
     return y * ramps(n, attack_s=0.3 * duration_s, release_s=0.3 * duration_s)
 
 
-def engine(duration_s, *, rng):
+def engine(duration_s: float, *, rng: np.random.Generator) -> np.ndarray:
     """Make passing traffic: many harmonics of 30-100 Hz, slow, with rolling noise."""
     n = samples(duration_s)
     speed = np.exp(0.08 * wander(n, knots_hz=0.3, rng=rng))
@@ -120,14 +126,16 @@ def engine(duration_s, *, rng):
     return (y + 0.5 * rolling) * ramps(n, attack_s=duration_s / 3, release_s=duration_s / 3)
 
 
-def syllables(n_samples, *, rate_hz, duty, rng):
+def syllables(
+    n_samples: int, *, rate_hz: float, duty: float, rng: np.random.Generator
+) -> np.ndarray:
     """Envelope of rounded pulses of about ``rate_hz`` that are on for the share ``duty``."""
     tempo = rate_hz * np.exp(0.25 * wander(n_samples, knots_hz=1.0, rng=rng))
     phase = np.cumsum(tempo) / RATE_HZ % 1.0
     return np.where(phase < duty, np.sin(np.pi * phase / duty) ** 2, 0.0)
 
 
-def voice(duration_s, *, rng):
+def voice(duration_s: float, *, rng: np.random.Generator) -> np.ndarray:
     """Make a voice: glottal pulses of 90-250 Hz, two moving formants, syllables."""
     n = samples(duration_s)
     f0_hz = rng.uniform(100, 220) * np.exp(0.1 * wander(n, knots_hz=4, rng=rng))
@@ -142,7 +150,7 @@ def voice(duration_s, *, rng):
     return harmonics(f0_hz, gains) * rhythm
 
 
-def croaks(duration_s, *, rng):
+def croaks(duration_s: float, *, rng: np.random.Generator) -> np.ndarray:
     """Make frogs or a gate: pitch and timbre of a bee, but in short pulses."""
     n = samples(duration_s)
     pitch = rng.uniform(120, 280) * np.exp(0.05 * wander(n, knots_hz=4, rng=rng))
@@ -150,7 +158,7 @@ def croaks(duration_s, *, rng):
     return harmonics(pitch, timbre(12, rng=rng)) * rhythm
 
 
-def dove(duration_s, *, rng):
+def dove(duration_s: float, *, rng: np.random.Generator) -> np.ndarray:
     """Make cooing: short notes of 400-600 Hz with a weak second harmonic."""
     n = samples(duration_s)
     f0_hz = rng.uniform(400, 600) * np.exp(0.06 * wander(n, knots_hz=3, rng=rng))
@@ -158,19 +166,19 @@ def dove(duration_s, *, rng):
     return harmonics(f0_hz, [1.0, 0.15]) * rhythm
 
 
-def hum(n_samples, *, rng):
+def hum(n_samples: int, *, rng: np.random.Generator) -> np.ndarray:
     """Make mains hum: steady tones at 50, 100, 150, ... 400 Hz."""
     return harmonics(np.full(n_samples, 50.0), timbre(8, rng=rng))
 
 
-def wind(n_samples, *, rng):
+def wind(n_samples: int, *, rng: np.random.Generator) -> np.ndarray:
     """Make gusty low-frequency noise."""
     corner_hz = rng.uniform(60, 250)
     y = noise(n_samples, lambda f: 1 / (1 + (f / corner_hz) ** 2), rng=rng)
     return y * np.exp(0.8 * wander(n_samples, knots_hz=rng.uniform(0.2, 0.8), rng=rng))
 
 
-def rain(n_samples, *, rng):
+def rain(n_samples: int, *, rng: np.random.Generator) -> np.ndarray:
     """Make drops on the box: short decaying knocks at random times."""
     drops = rng.poisson(rng.uniform(1, 12) / RATE_HZ, n_samples) * rng.exponential(1, n_samples)
     t = np.arange(200) / RATE_HZ
@@ -178,7 +186,7 @@ def rain(n_samples, *, rng):
     return oaconvolve(drops, knock)[:n_samples]
 
 
-def chirps(n_samples, *, rate_hz, rng):
+def chirps(n_samples: int, *, rate_hz: float, rng: np.random.Generator) -> np.ndarray:
     """Make song birds above 2 kHz, at any sample rate: swept notes in short series."""
     y, length = np.zeros(n_samples, dtype=np.float32), samples(0.15, rate_hz=rate_hz)
     t = np.arange(length) / length
@@ -190,79 +198,3 @@ def chirps(n_samples, *, rate_hz, rng):
 
 
 DECOYS = {f.__name__: f for f in (fly, motor, engine, voice, croaks, dove)}
-
-
-@dataclass(frozen=True)
-class Location:
-    """A nest box: its microphone, its weather and the decoys around it.
-
-    ``response_db`` is the microphone's gain at ``RESPONSE_HZ``; levels are in dB relative to
-    the wind; ``decoys`` maps names in ``DECOYS`` to events per minute.
-    """
-
-    name: str
-    response_db: tuple[float, ...]
-    floor_db: float
-    hum_db: float
-    rain_db: float
-    peak_dbfs: float
-    decoys: dict[str, float]
-
-
-RESPONSE_HZ = (0, 60, 200, 500, 900, 1500, 2000)
-LOCATIONS = (
-    Location(
-        name="meadow",
-        response_db=(-25, -6, 0, 0, 2, 4, 4),
-        floor_db=-18,
-        hum_db=-40,
-        rain_db=-20,
-        peak_dbfs=-13,
-        decoys={"fly": 0.8, "croaks": 0.8, "motor": 0.6, "voice": 0.3, "engine": 0.2, "dove": 0.15},
-    ),
-    Location(
-        name="orchard",
-        response_db=(-15, 0, 3, 0, -4, -8, -10),
-        floor_db=-10,
-        hum_db=-6,
-        rain_db=-30,
-        peak_dbfs=-16,
-        decoys={"fly": 0.45, "croaks": 0.5, "motor": 0.9, "voice": 0.7, "engine": 0.4, "dove": 0.2},
-    ),
-    Location(
-        name="forest",
-        response_db=(-30, -12, -3, 3, 0, -3, -6),
-        floor_db=-14,
-        hum_db=-20,
-        rain_db=-12,
-        peak_dbfs=-20,
-        decoys={"fly": 0.6, "croaks": 1, "motor": 0.6, "voice": 0.45, "engine": 0.15, "dove": 0.45},
-    ),
-)
-
-
-def bed(location, n_samples, *, rng):
-    """Wind, rain and hum through the microphone, and the microphone's own noise."""
-    y = wind(n_samples, rng=rng)
-    reference = y.std()
-    for sound, level_db in (
-        (rain(n_samples, rng=rng), location.rain_db + rng.normal(0, 4)),
-        (hum(n_samples, rng=rng), location.hum_db + rng.normal(0, 4)),
-    ):
-        y = y + sound * (reference / max(sound.std(), 1e-9)) * 10 ** (level_db / 20)
-    y = through_microphone(y, location)
-    own = noise(n_samples, np.ones_like, rng=rng)
-    return y + own * (reference / own.std()) * 10 ** (location.floor_db / 20)
-
-
-def through_microphone(y, location):
-    """``y`` at ``RATE_HZ`` filtered by the location's frequency response."""
-    gains = 10 ** (np.array(location.response_db) / 20)
-    return oaconvolve(y, firwin2(257, RESPONSE_HZ, gains, fs=RATE_HZ), mode="same")
-
-
-def treble(n_samples, level, *, rate_hz, rng):
-    """Make what lies above 2 kHz, where the detectors do not look: hiss and song birds."""
-    hiss = noise(n_samples, lambda f: f > RATE_HZ / 2, rng=rng, rate_hz=rate_hz)
-    birds = chirps(n_samples, rate_hz=rate_hz, rng=rng)
-    return level * (0.05 * hiss / hiss.std() + rng.uniform(0.1, 1.0) * birds)

@@ -1,0 +1,31 @@
+"""The verbs of the package."""
+
+import subprocess
+import sys
+
+import pytest
+
+import qbee
+from qbee.train import fit
+
+
+def test_every_verb_is_a_function():
+    for verb in qbee.__all__:
+        assert callable(getattr(qbee, verb)), verb
+        assert verb in dir(qbee)
+
+
+def test_verbs_stay_functions_after_their_stages_are_imported():
+    code = "import qbee, qbee.train.fit, qbee.search.cost, qbee.verify; qbee.train.__call__"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert callable(fit.fit)
+    assert callable(qbee.train)
+
+
+def test_build_gives_the_float_keras_model():
+    assert qbee.build("beenet1").output_shape == (None, 2)
+
+
+def test_an_unknown_attribute_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'qbee' has no attribute 'buzz'"):
+        _ = qbee.buzz

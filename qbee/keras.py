@@ -29,6 +29,9 @@ with captured_stderr():
     import tensorflow as tf
     import tf_keras as keras
 
+# Each trial of a search compiles a step of its own, on purpose; TensorFlow warns of it.
+tf.get_logger().setLevel("ERROR")
+
 __all__ = ["keras", "make_repeatable", "qkeras", "tf"]
 
 

@@ -13,7 +13,7 @@ from qbee.errors import ModelFileError, ParameterError
 from qbee.files import write_text
 
 PARTS = {"train": "train", "validation": "validation", "test": "test", "dropped": "left out"}
-# Section and caption of the figures of `qbee.report.plots`; others come last under their name.
+# Section and caption of the figures of `qbee.report`; others come last under their name.
 FIGURES = {
     "confusion_and_pr": ("scores", "Confusion matrix and precision-recall curve"),
     "mel_examples": ("scores", "Example windows: what the detector sees and what it says"),
@@ -32,7 +32,7 @@ def write(results: dict, images: dict[str, Path], path: Path) -> None:
     ----------
     results : content of the project's results.json; float, int8 and winner are scored on the test
         windows; scores may be None, and so may verify and search as a whole
-    images : PNG files by name; names of functions of `qbee.report.plots` get their place
+    images : PNG files by name; names of functions of `qbee.report` get their place
 
     Raises
     ------

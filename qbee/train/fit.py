@@ -22,10 +22,16 @@ Progress = Callable[[int, int, str], None]
 
 
 class TrainSettings(Record):
-    """Training as in the bee paper: Adam, 1-cycle to ``max_rate``, clip by value, batch 64."""
+    """Training as in the bee paper: Adam, 1-cycle to ``max_rate``, clip by value, batch 64.
+
+    An epoch visits every training window once, and windows again, each time with another
+    augmentation, until it has ``epoch_windows``: on a few hundred windows an epoch would
+    otherwise be a handful of steps.
+    """
 
     epochs: int = Field(20, ge=1)
     batch_windows: int = Field(64, ge=1)
+    epoch_windows: int = Field(1, ge=1)
     max_rate: float = Field(1e-3, gt=0)
     clip_value: float = Field(0.1, gt=0)
     balance_classes: bool = False
@@ -78,7 +84,7 @@ def _batches(
     examples: Examples, train: np.ndarray, settings: TrainSettings, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Shuffled batches of one epoch; an incomplete last batch is left to the next epochs."""
-    order = rng.permutation(train)
+    order = np.concatenate([rng.permutation(train) for _ in range(_rounds(train, settings))])
     quiet = train[~examples.labels[train]]
     size = min(settings.batch_windows, len(order))
     for start in range(0, len(order) - size + 1, size):
@@ -88,6 +94,11 @@ def _batches(
             background = examples.images[rng.choice(quiet, size)]
             images = augment(images, background, settings.augmentation, rng=rng)
         yield examples.standardised(images), examples.labels[chosen].astype(np.int32)
+
+
+def _rounds(train: np.ndarray, settings: TrainSettings) -> int:
+    """How often an epoch visits every training window."""
+    return -(-settings.epoch_windows // len(train))
 
 
 def _class_weights(labels: np.ndarray, settings: TrainSettings) -> np.ndarray:
@@ -214,7 +225,7 @@ def _has_stalled(history: list[Epoch], settings: TrainSettings) -> bool:
 
 def _train_epoch(step, optimizer, examples, train, settings, number, seed, on_progress) -> float:
     """Run one epoch and return its mean loss."""
-    per_epoch = max(1, len(train) // settings.batch_windows)
+    per_epoch = max(1, len(train) * _rounds(train, settings) // settings.batch_windows)
     total = per_epoch * settings.epochs
     rng = np.random.default_rng([seed, number])
     losses = []

@@ -35,6 +35,8 @@ from qbee.train.fit import Epoch, Examples, TrainSettings
 
 CALIBRATION_WINDOWS = 256
 FINE_TUNE_MAX_RATE = 5e-4
+# Small training sets are gone through several times per epoch, to at least so many windows.
+EPOCH_WINDOWS = 1024
 SCHEME = "scheme.json"
 
 
@@ -157,10 +159,13 @@ class Job:
         checkpoint.unlink()
         return history
 
-    def _train_settings(self, *, epochs: int, max_rate: float) -> TrainSettings:
+    def _train_settings(
+        self, *, epochs: int, max_rate: float, epoch_windows: int = EPOCH_WINDOWS
+    ) -> TrainSettings:
         return TrainSettings(
             epochs=epochs,
             max_rate=max_rate,
+            epoch_windows=epoch_windows,
             balance_classes=self.settings.balance_classes,
             stop_after_epochs=self.settings.stop_after_epochs,
             augmentation=Augmentation() if self.settings.augment else None,
@@ -239,7 +244,7 @@ class Job:
                 train=train.tolist(),
                 validation=self.fold.validation,
                 settings=self._train_settings(
-                    epochs=space.trial_epochs, max_rate=space.trial_max_rate
+                    epochs=space.trial_epochs, max_rate=space.trial_max_rate, epoch_windows=1
                 ),
                 seed=self.settings.seed,
             )

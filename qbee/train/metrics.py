@@ -8,6 +8,11 @@ from sklearn import metrics
 
 from qbee.errors import DataError
 
+# Standard uncertainty of a score when the threshold is chosen. Cross-entropy gives logits their
+# unit: one logit is a factor e in the odds.
+LOGIT_NOISE = 1.0
+LOGIT_STEP = 0.05
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -63,11 +68,13 @@ def evaluate(labels: np.ndarray, probability: np.ndarray, *, threshold: float) -
 
 
 def best_threshold(labels: np.ndarray, probability: np.ndarray) -> float:
-    """Threshold of highest F1 on these (validation) windows, the one nearest to 0.5.
+    """Threshold of highest expected F1 on these (validation) windows.
 
-    A few validation windows leave wide gaps between scores, and every threshold in a gap has the
-    same F1. Training by cross-entropy makes 0.5 the best guess without any data, so 0.5 itself is
-    taken if it has the highest F1, and otherwise the middle of the nearest gap that has it.
+    With few buzz windows the F1 of the windows themselves is a bad guide: it is flat over wide
+    gaps between scores, and one odd window moves its maximum by many logits. So every score
+    counts as if it were noisy by ``LOGIT_NOISE``: a window is detected with probability
+    ``sigmoid((logit - threshold) / LOGIT_NOISE)``, and the threshold that maximises F1 of the
+    expected counts is taken. With many windows this is the threshold of highest F1.
 
     Raises
     ------
@@ -77,25 +84,18 @@ def best_threshold(labels: np.ndarray, probability: np.ndarray) -> float:
     labels = np.asarray(labels, bool)
     if not labels.any():
         raise DataError("the threshold needs validation windows with buzz, there are none")
-    order = np.argsort(-np.asarray(probability), kind="stable")
-    score, hit = np.asarray(probability, np.float64)[order], labels[order]
-    f1 = 2 * np.cumsum(hit) / (np.arange(1, len(hit) + 1) + hit.sum())
-    below = np.append(score[1:], 0.0)
-    # A cut inside a run of equal scores is no threshold; the one below all scores always is.
-    f1 = np.where(np.append(score[:-1] > below[:-1], True), f1, -1.0)
-    best = f1 == f1.max()
-    # A threshold t has the F1 of the cut with below < t <= score.
-    if np.any(best & (below < 0.5) & (score >= 0.5)):
-        return 0.5
-    middle = (score + below) / 2
-    # Half-way between neighbouring floats rounds to one of them.
-    threshold = np.where(middle > below, middle, score)
-    distance = np.where(best, np.abs(threshold - 0.5), np.inf)
-    return float(threshold[np.argmin(distance)])
+    bounded = np.clip(np.asarray(probability, np.float64), 1e-9, 1 - 1e-9)
+    logit = np.log(bounded / (1 - bounded))
+    cuts = np.arange(logit.min(), logit.max() + LOGIT_STEP, LOGIT_STEP)
+    f1 = np.empty(len(cuts))
+    for i, cut in enumerate(cuts):
+        found = 0.5 * (1 + np.tanh((logit - cut) / (2 * LOGIT_NOISE)))
+        f1[i] = 2 * found[labels].sum() / (found.sum() + labels.sum())
+    return float(1 / (1 + np.exp(-cuts[np.argmax(f1)])))
 
 
 def best_f1(labels: np.ndarray, probability: np.ndarray) -> float:
-    """Highest F1 that any threshold reaches on these windows."""
+    """F1 at the best threshold of these windows."""
     threshold = best_threshold(labels, probability)
     found = evaluate(labels, probability, threshold=threshold).f1
     return 0.0 if found is None else found

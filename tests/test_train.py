@@ -218,3 +218,11 @@ def test_weights_are_equal_after_the_trip_and_fit_one_model_only(tmp_path, undis
     arrays.save(tmp_path / "named.npz", {"a": np.zeros((3, 2)), "b": np.zeros(2)})
     with pytest.raises(ModelFileError, match=r"named\.npz: holds the weights of another model"):
         weights.load(other, tmp_path / "named.npz")
+
+
+def test_a_small_training_set_is_visited_several_times_per_epoch(examples):
+    told = []
+    settings = SETTINGS.model_copy(update={"epochs": 1, "epoch_windows": 100})
+    trained(examples, settings=settings, on_progress=lambda done, total, _: told.append(total))
+    # 40 windows make at least 100 in three rounds, which are 15 batches of 8.
+    assert told == [15] * 15

@@ -68,13 +68,15 @@ def evaluate(labels: np.ndarray, probability: np.ndarray, *, threshold: float) -
 
 
 def best_threshold(labels: np.ndarray, probability: np.ndarray) -> float:
-    """Threshold of highest expected F1 on these (validation) windows.
+    """Threshold nearest to 0.5 that is as good as the best on these (validation) windows.
 
     With few buzz windows the F1 of the windows themselves is a bad guide: it is flat over wide
     gaps between scores, and one odd window moves its maximum by many logits. So every score
     counts as if it were noisy by ``LOGIT_NOISE``: a window is detected with probability
-    ``sigmoid((logit - threshold) / LOGIT_NOISE)``, and the threshold that maximises F1 of the
-    expected counts is taken. With many windows this is the threshold of highest F1.
+    ``sigmoid((logit - threshold) / LOGIT_NOISE)``, which gives an expected F1. Of the thresholds
+    whose expected F1 is at most one standard error, ``sqrt(F1 (1 - F1) / buzz windows)``, below
+    the highest, the one nearest to 0.5 is taken, the best guess of a network trained by
+    cross-entropy before any window is seen (the one-standard-error rule of Breiman et al., 1984).
 
     Raises
     ------
@@ -86,12 +88,16 @@ def best_threshold(labels: np.ndarray, probability: np.ndarray) -> float:
         raise DataError("the threshold needs validation windows with buzz, there are none")
     bounded = np.clip(np.asarray(probability, np.float64), 1e-9, 1 - 1e-9)
     logit = np.log(bounded / (1 - bounded))
-    cuts = np.arange(logit.min(), logit.max() + LOGIT_STEP, LOGIT_STEP)
+    # Multiples of the step, so that 0 is one of them.
+    steps = np.arange(np.floor(logit.min() / LOGIT_STEP), np.ceil(logit.max() / LOGIT_STEP) + 1)
+    cuts = steps * LOGIT_STEP
     f1 = np.empty(len(cuts))
     for i, cut in enumerate(cuts):
         found = 0.5 * (1 + np.tanh((logit - cut) / (2 * LOGIT_NOISE)))
         f1[i] = 2 * found[labels].sum() / (found.sum() + labels.sum())
-    return float(1 / (1 + np.exp(-cuts[np.argmax(f1)])))
+    error = np.sqrt(f1.max() * (1 - f1.max()) / labels.sum())
+    good = cuts[f1 >= f1.max() - error]
+    return float(1 / (1 + np.exp(-good[np.argmin(np.abs(good))])))
 
 
 def best_f1(labels: np.ndarray, probability: np.ndarray) -> float:

@@ -41,7 +41,7 @@ class TrainSettings(Record):
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave; F1 is the highest over thresholds, on the validation windows."""
+    """What one epoch gave; F1 is the highest of all thresholds, on the validation windows."""
 
     epoch: int
     train_loss: float

@@ -8,10 +8,8 @@ from sklearn import metrics
 
 from qbee.errors import DataError
 
-# Standard uncertainty of a score when the threshold is chosen. Cross-entropy gives logits their
-# unit: one logit is a factor e in the odds.
-LOGIT_NOISE = 1.0
-LOGIT_STEP = 0.05
+# Scores are kept this far from 0 and 1, so that their logits are finite.
+PROBABILITY_FLOOR = 1e-12
 
 
 @dataclass(frozen=True)
@@ -67,41 +65,50 @@ def evaluate(labels: np.ndarray, probability: np.ndarray, *, threshold: float) -
     )
 
 
+def _f1_by_cut(labels: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Thresholds that split the scores differently, and the F1 of each.
+
+    A threshold lies in the middle, in logits, of the gap between two scores.
+    """
+    bounded = np.clip(np.asarray(probability, np.float64), PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
+    order = np.argsort(-bounded, kind="stable")
+    logit = np.log(bounded / (1 - bounded))[order]
+    f1 = 2 * np.cumsum(labels[order]) / (np.arange(1, len(order) + 1) + labels.sum())
+    below = np.append(logit[1:], logit[-1] - 2)
+    # A cut inside a run of equal scores is no threshold; the one below all scores always is.
+    is_cut = np.append(logit[:-1] - below[:-1] > 1e-9, True)
+    return ((logit + below) / 2)[is_cut], f1[is_cut]
+
+
 def best_threshold(labels: np.ndarray, probability: np.ndarray) -> float:
     """Threshold nearest to 0.5 that is as good as the best on these (validation) windows.
 
-    With few buzz windows the F1 of the windows themselves is a bad guide: it is flat over wide
-    gaps between scores, and one odd window moves its maximum by many logits. So every score
-    counts as if it were noisy by ``LOGIT_NOISE``: a window is detected with probability
-    ``sigmoid((logit - threshold) / LOGIT_NOISE)``, which gives an expected F1. Of the thresholds
-    whose expected F1 is at most one standard error, ``sqrt(F1 (1 - F1) / buzz windows)``, below
-    the highest, the one nearest to 0.5 is taken, the best guess of a network trained by
-    cross-entropy before any window is seen (the one-standard-error rule of Breiman et al., 1984).
+    As good means an F1 of at most one standard error below the highest (the rule of Breiman et
+    al., 1984): with few buzz windows F1 is flat over wide gaps between scores and one odd window
+    moves its maximum far, while 0.5 is the best guess for a network trained by cross-entropy
+    before any window is seen. The standard error of F1 is that of a share of the buzz windows,
+    with Agresti and Coull's correction (two hits and two misses more).
 
     Raises
     ------
     DataError
-        if the windows have no buzz.
+        if the windows have no buzz or a score is not a number.
     """
     labels = np.asarray(labels, bool)
     if not labels.any():
         raise DataError("the threshold needs validation windows with buzz, there are none")
-    bounded = np.clip(np.asarray(probability, np.float64), 1e-9, 1 - 1e-9)
-    logit = np.log(bounded / (1 - bounded))
-    # Multiples of the step, so that 0 is one of them.
-    steps = np.arange(np.floor(logit.min() / LOGIT_STEP), np.ceil(logit.max() / LOGIT_STEP) + 1)
-    cuts = steps * LOGIT_STEP
-    f1 = np.empty(len(cuts))
-    for i, cut in enumerate(cuts):
-        found = 0.5 * (1 + np.tanh((logit - cut) / (2 * LOGIT_NOISE)))
-        f1[i] = 2 * found[labels].sum() / (found.sum() + labels.sum())
-    error = np.sqrt(f1.max() * (1 - f1.max()) / labels.sum())
+    if not np.all(np.isfinite(probability)):
+        raise DataError("a score of a validation window is not a number: training has diverged")
+    cuts, f1 = _f1_by_cut(labels, probability)
+    n_buzz = labels.sum() + 4
+    share = (f1.max() * labels.sum() + 2) / n_buzz
+    error = np.sqrt(share * (1 - share) / n_buzz)
+    if evaluate(labels, probability, threshold=0.5).f1 >= f1.max() - error:
+        return 0.5
     good = cuts[f1 >= f1.max() - error]
     return float(1 / (1 + np.exp(-good[np.argmin(np.abs(good))])))
 
 
 def best_f1(labels: np.ndarray, probability: np.ndarray) -> float:
-    """F1 at the best threshold of these windows."""
-    threshold = best_threshold(labels, probability)
-    found = evaluate(labels, probability, threshold=threshold).f1
-    return 0.0 if found is None else found
+    """Highest F1 that any threshold reaches on these windows; there must be buzz among them."""
+    return float(_f1_by_cut(np.asarray(labels, bool), probability)[1].max())

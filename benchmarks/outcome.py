@@ -1,10 +1,11 @@
-"""How every benchmark ends: with one JSON line, or with the bars that were missed."""
+"""How every benchmark ends: with one JSON line, and exit code 1 if a bar was missed."""
 
 import json
+import sys
 
 
 def finish(name: str, *, ours: float, theirs: float, unit: str, missed: dict[str, bool], **more):
-    """Print the JSON line; stop with a message instead if a bar is missed.
+    """Print the JSON line; if a bar is missed, its message to stderr before, and exit 1.
 
     Parameters
     ----------
@@ -14,9 +15,13 @@ def finish(name: str, *, ours: float, theirs: float, unit: str, missed: dict[str
     Raises
     ------
     SystemExit
-        naming every bar that was missed.
+        with code 1 after the line is printed, if any bar was missed.
     """
-    if messages := [message for message, is_so in missed.items() if is_so]:
-        raise SystemExit("; ".join(messages))
-    result = {"name": name, "ours": ours, "theirs": theirs, "ratio": ours / theirs, "unit": unit}
-    print(json.dumps(result | more))
+    messages = [message for message, is_so in missed.items() if is_so]
+    if messages:
+        print("missed: " + "; ".join(messages), file=sys.stderr, flush=True)
+    ratio = ours / theirs if theirs else None
+    result = {"name": name, "ours": ours, "theirs": theirs, "ratio": ratio, "unit": unit}
+    print(json.dumps(result | more), flush=True)
+    if messages:
+        raise SystemExit(1)

@@ -6,10 +6,11 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -19,7 +20,6 @@ from qbee.job.watcher import Watcher
 app = typer.Typer(
     name="qbee",
     help="Take a bee-buzz detector from field recordings to a microcontroller.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -49,14 +49,18 @@ Labels = Annotated[
 ]
 Model = Annotated[str, typer.Option(help="Network: beenet1 (largest), beenet2 or beenet3.")]
 Out = Annotated[Path, typer.Option(help="Folder for all results; made if it does not exist.")]
-Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training windows.")]
-FineTune = Annotated[int, typer.Option(min=1, help="Passes of fine-tuning of the winner.")]
+Epochs = Annotated[
+    int, typer.Option(min=1, help="Epochs of float training, of 1024 windows at least.")
+]
+FineTune = Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning of the winner.")]
 Folds = Annotated[
     int,
     typer.Option(min=3, help="Parts the recordings are cut into: one validates, one is scored."),
 ]
 Trials = Annotated[int, typer.Option(min=1, help="Bit-width schemes to try.")]
-Seed = Annotated[int, typer.Option(min=0, help="Equal seeds give equal results on one machine.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Equal seeds give equal results on one machine.")
+]
 Space = Annotated[
     Path | None, typer.Option(help="Search space (JSON); the one for BeeNets by default.")
 ]
@@ -153,6 +157,8 @@ def _summary(results: dict[str, Any], out: Path) -> None:
     for message in left_out["skipped"]:
         console.print(f"  skipped: {message}", markup=False)
     console.print(f"Report: {out / 'report.html'}", markup=False, soft_wrap=True)
+    if check["mismatches"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -202,12 +208,13 @@ def synth(
 
 @app.command()
 def run(
+    ctx: typer.Context,
     labels: Labels,
     model: Model,
     out: Out,
     epochs: Epochs = 20,
     trials: Trials = 10,
-    fine_tune_epochs: FineTune = 6,
+    fine_tune_epochs: FineTune = 5,
     folds: Folds = 5,
     seed: Seed = 0,
     space: Space = None,
@@ -219,22 +226,22 @@ def run(
     test_location: TestLocation = None,
 ) -> None:
     """Do the whole job: labelled recordings in, a verified .tflite out. Resumes if interrupted."""
-    settings = dict(locals())
     from qbee.job import verbs
 
     with _Terminal() as watcher:
-        results = verbs.run(**settings, watcher=watcher)
+        results = verbs.run(**ctx.params, watcher=watcher)
     _summary(results, out)
 
 
 @app.command()
 def train(
+    ctx: typer.Context,
     labels: Labels,
     model: Model,
     out: Out,
     epochs: Epochs = 20,
     trials: Trials = 10,
-    fine_tune_epochs: FineTune = 6,
+    fine_tune_epochs: FineTune = 5,
     folds: Folds = 5,
     seed: Seed = 0,
     space: Space = None,
@@ -246,11 +253,10 @@ def train(
     test_location: TestLocation = None,
 ) -> None:
     """First stage: read the recordings and train the float model."""
-    settings = dict(locals())
     from qbee.job import verbs
 
     with _Terminal() as watcher:
-        job = verbs.train(**settings, watcher=watcher)
+        job = verbs.train(**ctx.params, watcher=watcher)
         scores = job.float_scores[0]
     console.print(
         f"Float F1 {_percent(scores.f1)} on {scores.windows} test windows, "
@@ -281,7 +287,9 @@ def export(out: Folder) -> None:
 
     with _Terminal() as watcher:
         job = verbs.export(out, watcher=watcher)
-    console.print(f"{len(job.micro.content)} bytes: {out / 'model.tflite'}", soft_wrap=True)
+    console.print(
+        f"{len(job.micro.content)} bytes: {out / 'model.tflite'}", markup=False, soft_wrap=True
+    )
 
 
 @app.command()
@@ -292,8 +300,6 @@ def verify(out: Folder) -> None:
     with _Terminal() as watcher:
         results = verbs.verify(out, watcher=watcher)
     _summary(results, out)
-    if results["verify"]["mismatches"]:
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -310,12 +316,19 @@ def evaluate(
     if as_json:
         print(json.dumps(found, indent=2, allow_nan=False))
         return
+    print_scores(found)
+
+
+def print_scores(found: dict[str, Any]) -> None:
+    """Print the scores of a detector on a label table, by location."""
     title = f"{found['model']} on {found['table']}, threshold {found['threshold']:.3f}"
-    table = Table("", "windows", "with buzz", "F1", "precision", "recall", "AUC", title=title)
+    table = Table(
+        "", "windows", "with buzz", "F1", "precision", "recall", "AUC", title=escape(title)
+    )
     rows = {**found["locations"], "all": found}
     for place, scores in rows.items():
         table.add_row(
-            place,
+            escape(place),
             str(scores["windows"]),
             str(scores["positives"]),
             *(_percent(scores[name]) for name in ("f1", "precision", "recall", "auc")),
@@ -332,10 +345,16 @@ def evaluate(
 def main() -> None:
     """Run the command line; an error on purpose is one line and exit code 2."""
     try:
-        app()
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except QbeeError as error:
-        print(f"qbee: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("qbee: stopped; the same command continues", file=sys.stderr)
-        raise SystemExit(130) from None
+        _stop(str(error), code=2)
+    except typer.TyperException as error:
+        _stop(f"{error.format_message()} (see --help)", code=2)
+    except (KeyboardInterrupt, typer.Abort):
+        _stop("stopped; the same command continues", code=130)
+    raise SystemExit(code or 0)
+
+
+def _stop(message: str, *, code: int) -> NoReturn:
+    print(f"qbee: {message}", file=sys.stderr)
+    raise SystemExit(code)

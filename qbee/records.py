@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from qbee.errors import ModelFileError
 from qbee.files import read_text, write_text
 
+T = TypeVar("T")
 Label = Literal["buzz", "no_buzz", "uncertain"]
+
+
+def read_as(path: Path, kind: TypeAdapter[T]) -> T:
+    """Content of a JSON file that must be of one kind.
+
+    Raises
+    ------
+    ModelFileError
+        naming the file, the field and what is wrong with it.
+    """
+    try:
+        return kind.validate_json(read_text(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise ModelFileError(f"{path}: {where}: {first['msg']}") from error
 
 
 class Record(BaseModel):
@@ -28,12 +45,7 @@ class Record(BaseModel):
         ModelFileError
             naming the file, the field and what is wrong with it.
         """
-        try:
-            return cls.model_validate_json(read_text(path))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the document"
-            raise ModelFileError(f"{path}: {where}: {first['msg']}") from error
+        return read_as(path, TypeAdapter(cls))
 
     def save(self, path: Path) -> None:
         """Write the record as JSON, whole or not at all."""

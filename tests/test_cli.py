@@ -1,6 +1,7 @@
 """Bad input: one line that names what is wrong, exit code 2, and nothing half-written."""
 
 import csv
+import json
 import sys
 
 import numpy as np
@@ -217,3 +218,47 @@ def test_help_names_every_stage(monkeypatch, capsys):
     printed = capsys.readouterr().out
     for verb in ("demo", "synth", "run", "train", "search", "export", "verify", "evaluate"):
         assert verb in printed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--model", "beenet3"],
+        ["run", "--folds", "2"],
+        ["fly"],
+        ["synth", "--out", "x", "--buzzes", "y"],
+        ["demo", "--seed", str(2**32)],
+    ],
+)
+def test_a_wrong_use_of_the_command_line_is_one_line(failing, arguments):
+    assert "--help" in failing(*arguments)
+
+
+def test_a_space_without_a_layer_of_the_network(failing, table, tmp_path):
+    space = default_space().model_dump()
+    del space["groups"]["block2"]
+    (tmp_path / "space.json").write_text(json.dumps(space))
+    out = tmp_path / "out"
+    line = failing("run", "--labels", table(), "--model", "beenet3", "--out", out,
+                   "--space", tmp_path / "space.json")  # fmt: skip
+    assert "block2_dw" in line
+    assert not out.exists()
+
+
+def test_results_whose_settings_are_missing_are_not_taken_up(failing, table, tmp_path):
+    out = tmp_path / "out"
+    (out / "work").mkdir(parents=True)
+    (out / "work" / "float.npz").touch()
+    line = failing("run", "--labels", table(), "--model", "beenet3", "--out", out)
+    assert "float.npz of a job whose job.json is missing" in line
+
+
+def test_markup_in_a_location_is_printed_as_it_is(monkeypatch, capsys):
+    scores = dict.fromkeys(("f1", "precision", "recall", "auc"), 0.5) | {
+        "windows": 2, "positives": 1, "threshold": 0.5}  # fmt: skip
+    found = scores | {"model": "[/b]m", "table": "t", "locations": {"[/b]place": scores},
+                      "uncertain": 0, "too_short": 0, "skipped": ["[/i] bad"]}  # fmt: skip
+    cli.print_scores(found)
+    printed = capsys.readouterr().out
+    assert "[/b]place" in printed
+    assert "[/i] bad" in printed

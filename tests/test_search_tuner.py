@@ -22,7 +22,6 @@ def toy(scheme, number):
     maps = sum(bits.map for bits in scheme.layers.values())
     return Measured(
         f1=kernels / 64,
-        threshold=0.5,
         bits=1000 * kernels + maps,
         tflite_bytes=100 * kernels,
         score=kernels / 64 - maps / 100,
@@ -40,9 +39,10 @@ def searched(folder, measure=toy, trials=9, space=SPACE):
 
 
 def test_a_search_begins_with_the_uniform_schemes(tmp_path):
-    found, _ = searched(tmp_path, trials=5)
-    assert [t.origin for t in found] == ["uniform 4", "uniform 8", "uniform 16"] + ["bayesian"] * 2
-    for trial, bits in zip(found, (4, 8, 16), strict=False):
+    found, _ = searched(tmp_path, trials=6)
+    seeds = ["uniform 4", "uniform 8", "uniform 16", "kernels 4, maps 8"]
+    assert [t.origin for t in found] == seeds + ["bayesian"] * 2
+    for trial, bits in zip(found, (4, 8, 16, 4), strict=False):
         assert {layer.kernel for layer in trial.scheme.layers.values()} == {bits}
 
 
@@ -63,7 +63,7 @@ def test_a_stopped_search_continues_and_repeats_no_trial(tmp_path):
     measured = []
 
     def interrupted(scheme, number):
-        if number == 5:
+        if number == 6:
             raise KeyboardInterrupt
         measured.append(number)
         return toy(scheme, number)

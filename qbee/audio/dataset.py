@@ -12,10 +12,11 @@ import soundfile
 
 from qbee.audio.layers import WINDOW_S
 from qbee.errors import ParameterError
-from qbee.files import replacing, write_text
+from qbee.files import make_folder, replacing, write_text
 
 FILE_RATE_HZ = 16000
 COLUMNS = ("file", "start_s", "end_s", "label", "location", "recorded_at")
+TABLE = "labels.csv"
 
 
 def check_sizes(seed: int, duration_s: float, **counts: int) -> None:
@@ -25,6 +26,20 @@ def check_sizes(seed: int, duration_s: float, **counts: int) -> None:
             raise ParameterError(f"{name}={value!r} must be a whole number, at least {least}")
     if not WINDOW_S <= duration_s < np.inf:
         raise ParameterError(f"duration_s={duration_s!r} must be at least {WINDOW_S} s")
+
+
+def new_folder(path: Path) -> Path:
+    """Create a folder for a data set, or take one without a label table, and return it.
+
+    Raises
+    ------
+    ParameterError
+        if it has a ``labels.csv``, which may be someone's work, or cannot be written to.
+    """
+    table = Path(path) / TABLE
+    if table.exists():
+        raise ParameterError(f"{table}: exists and is not overwritten; name another folder")
+    return make_folder(path)
 
 
 def at_peak(y: np.ndarray, peak_dbfs: float) -> np.ndarray:

@@ -81,7 +81,14 @@ def stream(path: Path, front_end: FrontEnd) -> Iterator[np.ndarray]:
     return (_decibels(batch, front_end) for batch in batches)
 
 
-def images(path: Path, front_end: FrontEnd, starts_s: Sequence[float]) -> np.ndarray:
+def images(
+    path: Path,
+    front_end: FrontEnd,
+    starts_s: Sequence[float],
+    *,
+    out: np.ndarray | None = None,
+    rows: Sequence[int] | None = None,
+) -> np.ndarray:
     """Windows of a recording cut from one STFT over it; only they are kept in memory.
 
     Frames at the edges of a window see the sound beside it, as in a detector that listens
@@ -90,27 +97,34 @@ def images(path: Path, front_end: FrontEnd, starts_s: Sequence[float]) -> np.nda
     Parameters
     ----------
     starts_s : seconds >= 0 in any order, rounded to the nearest frame; may overlap
+    out : array [shape=(n, n_mels, n_frames)], float32, to write into, such as a memory map:
+        then none are kept in memory. After an error its rows hold anything
+    rows : window i is written to ``out[rows[i]]``, i unless given
 
     Returns
     -------
-    np.ndarray [shape=(len(starts_s), n_mels, n_frames)], float32, dB
+    np.ndarray [shape=(len(starts_s), n_mels, n_frames)], float32, dB; or ``out`` if given
 
     Raises
     ------
     ParameterError
-        as `filterbank`, or if a start is negative or not finite.
+        as `filterbank`, if a start is negative or not finite, or if ``out`` and ``rows`` do
+        not fit the front end and the starts.
     AudioError
         as `qbee.audio.load.stream`, or if a window ends beyond the recording.
     """
     firsts = _first_frames(starts_s, front_end)
     order = np.argsort(firsts, kind="stable")
-    cut = np.empty((len(firsts), front_end.n_mels, front_end.n_frames), np.float32)
+    rows = range(len(firsts)) if rows is None else rows
+    if out is None:
+        out = np.empty((len(firsts), front_end.n_mels, front_end.n_frames), np.float32)
+    _require_room(out, rows, len(firsts), front_end)
     position = 0
     for block in stream(path, front_end):
         begin = np.searchsorted(firsts, position - front_end.n_frames, "right", order)
         end = np.searchsorted(firsts, position + block.shape[1], "left", order)
         for window in order[begin:end]:
-            _copy_overlap(block, cut[window], offset=firsts[window] - position)
+            _copy_overlap(block, out[rows[window]], offset=firsts[window] - position)
         position += block.shape[1]
     outside = np.flatnonzero(firsts + front_end.n_frames > position)
     if outside.size:
@@ -118,7 +132,7 @@ def images(path: Path, front_end: FrontEnd, starts_s: Sequence[float]) -> np.nda
             f"{path}: window of {front_end.window_s:g} s at second {starts_s[outside[0]]:g} "
             f"ends beyond the recording of {load.info(path).duration_s:.3f} s"
         )
-    return cut
+    return out
 
 
 def image(samples: np.ndarray, front_end: FrontEnd) -> np.ndarray:
@@ -242,6 +256,18 @@ def _first_frames(starts_s: Sequence[float], front_end: FrontEnd) -> np.ndarray:
     if wrong.size:
         raise ParameterError(f"starts_s={wrong[0]} must be finite and at least 0")
     return np.rint(starts * front_end.sample_rate_hz / front_end.hop_samples).astype(np.int64)
+
+
+def _require_room(
+    out: np.ndarray, rows: Sequence[int], n_windows: int, front_end: FrontEnd
+) -> None:
+    expected = (front_end.n_mels, front_end.n_frames)
+    if out.shape[1:] != expected or out.dtype != np.float32:
+        raise ParameterError(f"out={out.dtype} {out.shape} must be float32 (n, {expected})")
+    if len(rows) != n_windows or any(not 0 <= row < len(out) for row in rows):
+        raise ParameterError(
+            f"rows={rows!r} must be {n_windows} rows of the {len(out)} of out, one per start"
+        )
 
 
 def _copy_overlap(block: np.ndarray, window: np.ndarray, *, offset: int) -> None:

@@ -1,4 +1,9 @@
-"""Labelled recordings of real buzzes mixed into real backgrounds."""
+"""Labelled recordings of real buzzes mixed into real backgrounds.
+
+The recordings of one mixture share buzz clips and backgrounds, so no split of it, not even by
+location, has independent parts, and scores on its test part are too high. Score a detector on
+a second mixture made of other clips and other backgrounds.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qbee.audio import load
+from qbee.audio import dataset, load
 from qbee.audio.dataset import COLUMNS, FILE_RATE_HZ, at_peak, check_sizes, write_table, write_wav
 from qbee.audio.layers import AUDIBLE_S, BAND_HZ, Layer, in_band, label_rows, layer_of, visits
 from qbee.audio.sources import samples
 from qbee.errors import AudioError, ParameterError
-from qbee.files import make_folder
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
 
@@ -33,12 +37,13 @@ def mix(
     has it in the column ``snr_db`` of the segments with a buzz. Labels are those of
     `qbee.audio.synth.soundscapes`; the time of recording stays empty. The location is the
     background's sub-folder, or its file stem. Long files give random parts, short ones are
-    looped.
+    looped. Recordings share clips: score on another mixture (see the module).
 
     Raises
     ------
     ParameterError
-        if a folder has no sound files or cannot be written to, or a number is out of range.
+        if a folder has no sound files, ``out_folder`` has a ``labels.csv`` or cannot be
+        written to, or a number is out of range.
     AudioError
         if a clip cannot be read or is silent within 50-1450 Hz; names the file.
     """
@@ -46,7 +51,7 @@ def mix(
     if not -np.inf < snr_db[0] <= snr_db[1] < np.inf:
         raise ParameterError(f"snr_db={snr_db!r} must be (lowest, highest)")
     buzzes, backgrounds = sound_files(buzz_folder), sound_files(background_folder)
-    folder, rows = make_folder(out_folder), []
+    folder, rows = dataset.new_folder(out_folder), []
     order = np.random.default_rng(seed).permutation(len(backgrounds))
     for index in range(recordings):
         rng = np.random.default_rng([seed, index])
@@ -59,7 +64,7 @@ def mix(
         location = path.relative_to(background_folder).parts[0] if nested else path.stem
         for row in label_rows(bees, rate_hz=FILE_RATE_HZ):
             rows.append((name, *row, location, "", "" if row[2] == "no_buzz" else f"{snr:.2f}"))
-    return write_table(folder / "labels.csv", (*COLUMNS, "snr_db"), rows)
+    return write_table(folder / dataset.TABLE, (*COLUMNS, "snr_db"), rows)
 
 
 def mixture(

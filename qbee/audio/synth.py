@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import soxr
 
+from qbee.audio import dataset
 from qbee.audio.dataset import COLUMNS, FILE_RATE_HZ, at_peak, check_sizes, write_table, write_wav
 from qbee.audio.layers import Event, Layer, label_rows, layer_of, visits
 from qbee.audio.places import LOCATIONS, Location, bed, through_microphone, treble
 from qbee.audio.sources import DECOYS, RATE_HZ, buzz, samples
-from qbee.files import make_folder
 
 # With these SNRs BeeNet1 reaches an F1 of 0.84 at a new location, band means only 0.57
 # (benchmarks/embedded_data.py).
@@ -69,10 +69,10 @@ def soundscapes(
     Raises
     ------
     ParameterError
-        if the folder cannot be written to, or a number is out of range.
+        if the folder has a ``labels.csv`` or cannot be written to, or a number is out of range.
     """
     check_sizes(seed, duration_s, recordings_per_location=recordings_per_location)
-    folder, rows = make_folder(folder), []
+    folder, rows = dataset.new_folder(folder), []
     for place, location in enumerate(LOCATIONS):
         for index in range(recordings_per_location):
             rng = np.random.default_rng([seed, place, index])
@@ -82,4 +82,4 @@ def soundscapes(
             at = FIRST_DAY + timedelta(days=3 * index + place, minutes=int(rng.integers(480, 1080)))
             for row in label_rows(bees, rate_hz=RATE_HZ):
                 rows.append((name, *row, location.name, at.isoformat()))
-    return write_table(folder / "labels.csv", COLUMNS, rows)
+    return write_table(folder / dataset.TABLE, COLUMNS, rows)

@@ -18,6 +18,7 @@ from qbee.records import Label, Segment
 Unannotated = Literal["no_buzz", "uncertain", "ignore"]
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 RAVEN_LABEL_COLUMNS = ("Annotation", "Label", "Species")
+TABLE_SUFFIXES = (".txt", ".tsv")
 RAVEN_BEGIN, RAVEN_END = "Begin Time (s)", "End Time (s)"
 
 
@@ -28,7 +29,7 @@ def read(
     location: str | None = None,
     unannotated: Unannotated = "ignore",
 ) -> list[Segment]:
-    """Segments of a table whose kind is told by its suffix and its header.
+    """Segments of a table, or of a folder of tables; kinds are told by suffix and header.
 
     ``.csv`` is read by :func:`read_csv`, a header with ``Begin Time (s)`` by
     :func:`read_raven`, anything else by :func:`read_audacity`.
@@ -36,14 +37,30 @@ def read(
     Raven and Audacity tables belong to ``recording`` (the audio file beside the table that
     shares its stem unless given) made at ``location`` (else the name of the table's folder).
 
+    Of a folder, ``labels.csv`` is read; without it all .txt and .tsv tables directly in it that
+    have a recording of their stem beside them, sorted by name.
+
+    Parameters
+    ----------
+    unannotated : label of what the events leave out, as in :func:`read_raven`; a CSV table
+        says it itself and takes only 'ignore'
+
     Raises
     ------
     LabelError
-        naming table, row and value.
+        naming table, row and value; if a folder has no such table, or two for one recording
+        while what they leave out gets a label.
     ParameterError
-        if an argument that a CSV table answers itself is given with one.
+        if an argument that a CSV table answers itself is given with one, or ``recording``
+        with a folder.
     """
     path = Path(path)
+    if path.is_dir():
+        if recording is not None:
+            raise ParameterError(f"{path}: recording must not be given with a folder")
+        tables = _tables_in(path, unannotated)
+        read_each = (read(table, location=location, unannotated=unannotated) for table in tables)
+        return [segment for segments in read_each for segment in segments]
     if path.suffix.lower() == ".csv":
         if recording is not None or location is not None or unannotated != "ignore":
             raise ParameterError(
@@ -64,7 +81,8 @@ def read_csv(path: Path) -> list[Segment]:
 
     Columns: file (relative to the table's folder and inside it), start_s, end_s or duration_s
     (end_s is used when both are there), label (buzz, no_buzz or uncertain), location and
-    optionally recorded_at; others are ignored. UTF-8, with or without a byte order mark.
+    optionally recorded_at; others and blank rows are ignored. UTF-8, with or without a byte
+    order mark.
 
     Raises
     ------
@@ -74,7 +92,7 @@ def read_csv(path: Path) -> list[Segment]:
     path = Path(path)
     segments = []
     needed = ("file",), ("start_s",), ("end_s", "duration_s"), ("label",), ("location",)
-    for row in _rows(path, needed=needed):
+    for row in _rows(path, needed=needed, optional=("recorded_at",)):
         start_s = row.seconds("start_s")
         has_end = "end_s" in row.cells
         end_s = row.seconds("end_s") if has_end else start_s + row.seconds("duration_s")
@@ -114,7 +132,9 @@ def read_raven(
     selections: dict[tuple, Segment] = {}
     begin_files = set()
     needed = (RAVEN_BEGIN,), (RAVEN_END,), (label_column or RAVEN_BEGIN,)
-    for row in _rows(path, needed=needed, delimiter="\t", quoting=csv.QUOTE_NONE):
+    optional = "Selection", "Begin File", *RAVEN_LABEL_COLUMNS
+    layout = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    for row in _rows(path, needed=needed, optional=optional, **layout):
         begin_files.add(row.cells.get("Begin File"))
         if len(begin_files) > 1:
             raise row.error(f"Begin File={row.cells['Begin File']!r} is a second recording")
@@ -193,19 +213,21 @@ def _text(table: Path) -> str:
         raise LabelError(f"{table}: row {row}: byte {byte:#x} is not UTF-8") from error
 
 
-def _rows(table: Path, *, needed: tuple[tuple[str, ...], ...], **layout) -> Iterator[_Row]:
+def _rows(
+    table: Path, *, needed: tuple[tuple[str, ...], ...], optional: tuple[str, ...], **layout
+) -> Iterator[_Row]:
     """Rows that are not blank, under a header with one of each group of ``needed`` names."""
     reader = csv.DictReader(io.StringIO(_text(table), newline=""), strict=True, **layout)
     try:
         header = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = header
-        for names in needed:
-            if not set(names) & set(header):
-                what = f"missing column {' or '.join(names)}; found: {', '.join(header) or 'none'}"
-                raise _Row(table, 1, {}).error(what)
+        _check_header(_Row(table, 1, {}), header, needed, optional)
         for cells in reader:
             further = cells.pop(None, ())
             present = [name for name in header if cells[name] is not None]
+            # spreadsheets write rows of nothing but commas
+            if not any(cell and cell.strip() for cell in (*cells.values(), *further)):
+                continue
             if further or len(present) < len(header):
                 what = f"{len(present) + len(further)} cells, but the header has {len(header)}"
                 raise _Row(table, reader.line_num, {}).error(what)
@@ -213,6 +235,44 @@ def _rows(table: Path, *, needed: tuple[tuple[str, ...], ...], **layout) -> Iter
     except csv.Error as error:
         # the reader counts up to the row before, which an open quote may leave far behind
         raise _Row(table, reader.line_num + 1, {}).error(str(error)) from error
+
+
+def _check_header(row: _Row, header, needed, optional) -> None:
+    for names in needed:
+        if not set(names) & set(header):
+            found = ", ".join(header) or "none"
+            raise row.error(f"missing column {' or '.join(names)}; found: {found}")
+    for name in (*(name for names in needed for name in names), *optional):
+        if header.count(name) > 1:
+            raise row.error(f"column {name} appears {header.count(name)} times")
+
+
+def _tables_in(folder: Path, unannotated: Unannotated) -> list[Path]:
+    """``labels.csv``, or else the tables that have a recording, at most one each if it matters."""
+    if (folder / "labels.csv").exists():
+        return [folder / "labels.csv"]
+    candidates = (
+        path for path in sorted(folder.iterdir()) if path.suffix.lower() in TABLE_SUFFIXES
+    )
+    # macOS leaves ._name files beside name on disks of other systems
+    tables = [
+        path for path in candidates if path.name[0] != "." and path.is_file() and _namesakes(path)
+    ]
+    if not tables:
+        raise LabelError(
+            f"{folder}: neither labels.csv nor a table ({', '.join(TABLE_SUFFIXES)}) with a "
+            f"recording of the same stem ({', '.join(AUDIO_SUFFIXES)}) beside it"
+        )
+    owners: dict[str, Path] = {}
+    for path in tables:
+        owner = owners.setdefault(_stem(path), path)
+        # what one table leaves out may be an event in the other
+        if owner != path and unannotated != "ignore":
+            raise LabelError(
+                f"{path}: {owner.name} is of the same recording; with "
+                f"unannotated={unannotated!r} a recording must have one table"
+            )
+    return tables
 
 
 def _inside_folder(row: _Row) -> Path:
@@ -229,14 +289,23 @@ def _inside_folder(row: _Row) -> Path:
     return path
 
 
-def _recording_beside(table: Path) -> Path:
-    stem = re.sub(r"(\.Table\.\d+)?(\.selections?)?$", "", table.stem)
+def _stem(table: Path) -> str:
+    """Stem of the recording of a table; Raven adds to it when it saves a selection table."""
+    return re.sub(r"(\.Table\.\d+)?(\.selections?)?$", "", table.stem)
+
+
+def _namesakes(table: Path) -> list[Path]:
+    stem = _stem(table)
     namesakes = (path for path in table.resolve().parent.iterdir() if path.stem == stem)
-    found = sorted(path for path in namesakes if path.suffix.lower() in AUDIO_SUFFIXES)
+    return sorted(path for path in namesakes if path.suffix.lower() in AUDIO_SUFFIXES)
+
+
+def _recording_beside(table: Path) -> Path:
+    found = _namesakes(table)
     if len(found) != 1:
         raise LabelError(
-            f"{table}: one recording {stem} ({', '.join(AUDIO_SUFFIXES)}) must lie beside the "
-            f"table, found {', '.join(path.name for path in found) or 'none'}; or name it"
+            f"{table}: one recording {_stem(table)} ({', '.join(AUDIO_SUFFIXES)}) must lie beside "
+            f"the table, found {', '.join(path.name for path in found) or 'none'}; or name it"
         )
     return found[0]
 

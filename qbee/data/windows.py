@@ -114,7 +114,8 @@ def images(
     Parameters
     ----------
     path : .npy file that holds the images, written whole or not at all and returned as a
-        read-only memory map; without it they are kept in memory
+        read-only memory map; memory does not grow with a recording's length. Without it
+        the images are kept in memory
     on_error : 'skip' leaves out the windows of recordings that cannot be decoded
     on_progress : called with the number of windows done and of all windows, per recording
 
@@ -159,6 +160,12 @@ def _check_choice(on_error: str) -> None:
 
 def _frames(segment: Segment, duration_s: float, front_end: FrontEnd) -> list[int]:
     """Start frames of the windows of a segment, all inside the recording."""
+    # first, as the starts of a segment of any length would fill the memory
+    if segment.end_s > duration_s + OVERHANG * front_end.window_s:
+        raise LabelError(
+            f"{segment.table}: row {segment.row}: the segment ends at {segment.end_s} s, but "
+            f"{segment.path} lasts {duration_s:.3f} s"
+        )
     frame_s = front_end.hop_samples / front_end.sample_rate_hz
     start, end, length = (
         round(time_s / frame_s) for time_s in (segment.start_s, segment.end_s, duration_s)
@@ -171,11 +178,6 @@ def _frames(segment: Segment, duration_s: float, front_end: FrontEnd) -> list[in
         starts = [max(0, round((middle_s - front_end.window_s / 2) / frame_s))]
     else:
         starts = [*range(start, end - front_end.n_frames + 1, front_end.window_hop_frames)]
-    if segment.end_s > duration_s + OVERHANG * front_end.window_s:
-        raise LabelError(
-            f"{segment.table}: row {segment.row}: the segment ends at {segment.end_s} s, but "
-            f"{segment.path} lasts {duration_s:.3f} s"
-        )
     last = length - front_end.n_frames
     if last < 0:
         return []
@@ -215,7 +217,8 @@ def _fill(filled, windows, front_end, on_error, on_progress):
     kept, skipped, done = [], [], 0
     for path, indices in recordings.items():
         try:
-            filled[indices] = mel.images(path, front_end, [windows[i].start_s for i in indices])
+            starts_s = [windows[i].start_s for i in indices]
+            mel.images(path, front_end, starts_s, out=filled, rows=indices)
             kept.extend(indices)
         except AudioError as error:
             if on_error == "stop":

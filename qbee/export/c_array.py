@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
+from qbee.audio.mel import MIN_STD_DB
+from qbee.errors import ParameterError
 from qbee.files import write_text
 from qbee.records import FrontEnd
 
@@ -19,22 +21,39 @@ extern const unsigned int g_model_len;
 // Arena that TFLite Micro reported on the machine of export; 32-bit devices need a little less.
 #define QBEE_ARENA_BYTES {arena_bytes}
 
-// Front end: mel image of {n_mels} bands x {n_frames} frames, power in dB, then standardised.
+// Front end: mel image of {n_mels} bands x {n_frames} frames (periodic Hann, Slaney's filters),
+// dB = 10 log10(max(power, QBEE_POWER_FLOOR)), then standardised.
 #define QBEE_SAMPLE_RATE_HZ {sample_rate_hz}
 #define QBEE_N_FFT {n_fft}
 #define QBEE_HOP_SAMPLES {hop_samples}
 #define QBEE_N_MELS {n_mels}
 #define QBEE_N_FRAMES {n_frames}
-#define QBEE_FMIN_HZ {fmin_hz:.1f}f
-#define QBEE_FMAX_HZ {fmax_hz:.1f}f
+#define QBEE_FMIN_HZ {fmin_hz!r}f
+#define QBEE_FMAX_HZ {fmax_hz!r}f
+#define QBEE_POWER_FLOOR {power_floor!r}f
+
+{standardization}
 
 // Input code = floor(x * 2^{input_shift} + 0.5), saturated to int8.
 #define QBEE_INPUT_SHIFT {input_shift}
-// A window is a buzz if output[1] - output[0] >= this.
+// output[0] is the logit of no_buzz, output[1] that of buzz; a window is a buzz if
+// output[1] - output[0] >= this.
 #define QBEE_MARGIN_THRESHOLD {margin_threshold}
 
 #endif  // QBEE_MODEL_DATA_H_
 """
+
+_BY_WINDOW = """\
+// Standardised by window: x = (dB - mean of the window) / max(std of the window, QBEE_MIN_STD_DB);
+// the std is that of the population.
+#define QBEE_STANDARDIZE_WINDOW 1
+#define QBEE_MIN_STD_DB {min_std_db!r}f"""
+
+_BY_FOLD = """\
+// Standardised by the training windows: x = (dB - QBEE_MEAN_DB) / QBEE_STD_DB.
+#define QBEE_STANDARDIZE_WINDOW 0
+#define QBEE_MEAN_DB {mean_db!r}f
+#define QBEE_STD_DB {std_db!r}f"""
 
 _SOURCE = """\
 #include "model_data.h"
@@ -61,14 +80,29 @@ def write(
     ----------
     margin_threshold : int
         smallest difference of the output codes (buzz minus no_buzz) that is a detection.
+
+    Raises
+    ------
+    ParameterError
+        if the front end standardizes by 'fold' but lacks ``mean_db`` and ``std_db``.
     """
+    standardization = _standardization(front_end)
     numbers = ", ".join(f"0x{byte:02x}" for byte in model)
     rows = textwrap.fill(numbers, 98, initial_indent="  ", subsequent_indent="  ")
     write_text(folder / "model_data.cc", _SOURCE.format(rows=rows, length=len(model)))
     header = _HEADER.format(
         **front_end.model_dump(),
+        standardization=standardization,
         arena_bytes=arena_bytes,
         input_shift=-input_exponent,
         margin_threshold=margin_threshold,
     )
     write_text(folder / "model_data.h", header)
+
+
+def _standardization(front_end: FrontEnd) -> str:
+    if front_end.standardize == "window":
+        return _BY_WINDOW.format(min_std_db=MIN_STD_DB)
+    if front_end.mean_db is None:
+        raise ParameterError("mean_db=None and std_db=None must be given to standardize by fold")
+    return _BY_FOLD.format(mean_db=front_end.mean_db, std_db=front_end.std_db)

@@ -17,6 +17,7 @@ from qbee.files import write_text
 from qbee.job.stages import Job
 from qbee.quantize import convert
 from qbee.records import Window
+from qbee.search import pareto, tuner
 from qbee.train import metrics
 from qbee.verify import Verification, compare
 
@@ -40,7 +41,7 @@ def counts(windows: Sequence[Window]) -> dict[str, Any]:
 
 
 def _data(job: Job) -> dict[str, Any]:
-    table = job.table
+    table = job.data.table
     return {
         "table": job.settings.labels,
         "windows": len(table.windows),
@@ -92,14 +93,20 @@ def _winner(job: Job, logits: np.ndarray) -> dict[str, Any]:
 
 def _search(job: Job) -> dict[str, Any]:
     space = job.settings.space
+    trials = job.searched
+    front = pareto.front([t.measured.f1 for t in trials], [t.measured.tflite_bytes for t in trials])
     return {
-        "trials": len(job.searched),
-        "cpu_seconds": round(sum(t.measured.cpu_seconds for t in job.searched), 1),
+        "trials": len(trials),
+        "cpu_seconds": round(sum(t.measured.cpu_seconds for t in trials), 1),
         "schemes": space.size(job.folded.layer_names),
         "winner_trial": job.winner.number,
-        "rule": (
-            "smallest .tflite whose validation F1 is at most "
-            f"{100 * space.max_f1_drop:.1f} points below the float model's"
+        "pareto": [
+            {"trial": t.number, "f1": t.measured.f1, "tflite_bytes": t.measured.tflite_bytes}
+            for t in (trials[i] for i in front)
+        ],
+        "validation_f1": {"float": job.float_scores[1], "winner": job.winner.measured.f1},
+        "rule": tuner.rule_of(
+            job.winner, float_f1=job.float_scores[1], max_f1_drop=space.max_f1_drop
         ),
     }
 

@@ -15,6 +15,8 @@ from qbee.records import FrontEnd, Record
 from qbee.search.space import SearchSpace
 
 FILE = "job.json"
+# numpy and TensorFlow take 32 bits.
+MAX_SEED = 2**32 - 1
 
 
 class JobSettings(Record):
@@ -29,7 +31,7 @@ class JobSettings(Record):
     trials: int = Field(ge=1)
     fine_tune_epochs: int = Field(ge=1)
     folds: int = Field(ge=3)
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, le=MAX_SEED)
     augment: bool
     balance_classes: bool
     stop_after_epochs: int | None = Field(ge=1)
@@ -61,6 +63,7 @@ def check(folder: Path, settings: JobSettings) -> None:
     """
     path = folder / FILE
     if not path.exists():
+        _check_no_leftovers(folder)
         return
     stored = JobSettings.load(path)
     for name, value in settings.model_dump().items():
@@ -71,6 +74,15 @@ def check(folder: Path, settings: JobSettings) -> None:
                 f"{folder}: this job was begun with another {name}{shown}; "
                 "give the same settings to continue it, or another folder"
             )
+
+
+def _check_no_leftovers(folder: Path) -> None:
+    """Results without the settings they belong to must not be taken up."""
+    kept = sorted(path.name for path in folder.glob("work/*.npz"))
+    if kept:
+        raise ParameterError(
+            f"{folder}: holds {kept[0]} of a job whose {FILE} is missing; give another folder"
+        )
 
 
 def default_space() -> SearchSpace:

@@ -5,28 +5,25 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from qbee.data import folds, labels, scaling, windows
 from qbee.detector import FRONT_END, MODEL, Card, margin_threshold
-from qbee.errors import DataError
 from qbee.export import c_array, tflite
 from qbee.export.interpreter import MicroModel
-from qbee.files import make_folder, read_text, write_bytes, write_text
-from qbee.job.settings import FILE, JobSettings
+from qbee.files import make_folder, write_bytes, write_text
+from qbee.job.data import Prepared, prepare
+from qbee.job.settings import JobSettings
 from qbee.job.watcher import Watcher
 from qbee.keras import keras, make_repeatable
 from qbee.models import registry
 from qbee.quantize import calibrate, convert, fold
 from qbee.quantize.fold import FoldedNet
 from qbee.quantize.scheme import Scheme, uniform
-from qbee.records import Fold, FrontEnd, Window
+from qbee.records import Fold, FrontEnd, Window, read_as
 from qbee.search import cost, tuner
 from qbee.search.tuner import Measured, Trial
 from qbee.train import fit, metrics, weights
@@ -34,7 +31,7 @@ from qbee.train.augment import Augmentation
 from qbee.train.fit import Epoch, Examples, TrainSettings
 
 CALIBRATION_WINDOWS = 256
-FINE_TUNE_MAX_RATE = 5e-4
+FINE_TUNE_MAX_RATE = 2e-4
 # Small training sets are gone through several times per epoch, to at least so many windows.
 EPOCH_WINDOWS = 1024
 SCHEME = "scheme.json"
@@ -53,63 +50,19 @@ class Job:
         make_repeatable(settings.seed)
 
     @cached_property
-    def _cut(self) -> tuple[windows.WindowTable, np.ndarray]:
-        """Table of the windows that could be read, and their dB mel images."""
-        stored, table_file = self.work / "windows.npy", self.work / "windows.json"
-        adapter = TypeAdapter(windows.WindowTable)
-        if stored.exists() and table_file.exists():
-            return adapter.validate_json(read_text(table_file)), np.load(stored, mmap_mode="r")
-        listed = windows.from_segments(
-            labels.read(Path(self.settings.labels)),
-            self.settings.front_end,
-            on_error=self.settings.on_error,
-        )
-        made = windows.images(
-            listed.windows,
-            self.settings.front_end,
-            path=stored,
-            on_error=self.settings.on_error,
-            on_progress=lambda done, total: self.watcher.progress(done, total, "windows"),
-        )
-        kept = windows.WindowTable(
-            windows=tuple(listed.windows[i] for i in made.kept),
-            uncertain=listed.uncertain,
-            too_short=listed.too_short,
-            skipped=(*listed.skipped, *made.skipped),
-        )
-        # A job counts as begun once its data can be used: until then its table may be mended.
-        self._split(kept.windows)
-        self.settings.save(self.folder / FILE)
-        write_text(table_file, adapter.dump_json(kept).decode())
-        return kept, made.images
+    def data(self) -> Prepared:
+        """Windows, split and images."""
+        return prepare(self.folder, self.settings, self.watcher)
 
     @property
-    def table(self) -> windows.WindowTable:
-        """Windows with a certain label, and what was left out."""
-        return self._cut[0]
-
-    @cached_property
     def fold(self) -> Fold:
         """Training, validation and test windows."""
-        return self._split(self.table.windows)
+        return self.data.fold
 
-    def _split(self, found: Sequence[Window]) -> Fold:
-        place, seed = self.settings.test_location, self.settings.seed
-        front_end = self.settings.front_end
-        if place is None:
-            number = self.settings.folds
-            return folds.cross_validation(found, front_end, n_folds=number, seed=seed)[0]
-        by_name = {f.name: f for f in folds.by_location(found, front_end, seed=seed)}
-        if place not in by_name:
-            raise DataError(f"test_location={place!r} must be one of {', '.join(by_name)}")
-        return by_name[place]
-
-    @cached_property
+    @property
     def examples(self) -> Examples:
         """Images, labels and the front end fitted to the training windows."""
-        images = self._cut[1]
-        front_end = scaling.fit(images, self.fold.train, self.settings.front_end)
-        return Examples(images, np.array([w.is_buzz for w in self.table.windows]), front_end)
+        return self.data.examples
 
     @property
     def front_end(self) -> FrontEnd:
@@ -118,7 +71,7 @@ class Job:
 
     def windows_of(self, part: str) -> list[Window]:
         """Windows of 'train', 'validation', 'test' or 'dropped'."""
-        return [self.table.windows[i] for i in getattr(self.fold, part)]
+        return [self.data.table.windows[i] for i in getattr(self.fold, part)]
 
     def labels_of(self, part: str) -> np.ndarray:
         """Labels of a part, bool."""
@@ -136,25 +89,25 @@ class Job:
         found = self.probabilities(model, "test")
         return metrics.evaluate(self.labels_of("test"), found, threshold=threshold)
 
-    def _fitted(self, model, name: str, settings: TrainSettings, train=None) -> list[Epoch]:
+    def _fitted(self, model, name: str, settings: TrainSettings) -> list[Epoch]:
         """Train ``model``, or load it if ``work/<name>.npz`` has it; the history either way."""
         stored, history_file = self.work / f"{name}.npz", self.work / f"{name}.json"
         adapter = TypeAdapter(list[Epoch])
         if stored.exists() and history_file.exists():
             weights.load(model, stored)
-            return adapter.validate_json(read_text(history_file))
+            return read_as(history_file, adapter)
         checkpoint = self.work / f"{name}_unfinished.npz"
         history = fit.fit(
             model,
             self.examples,
-            train=self.fold.train if train is None else train,
+            train=self.fold.train,
             validation=self.fold.validation,
             settings=settings,
             seed=self.settings.seed,
             checkpoint=checkpoint,
             on_progress=self.watcher.progress,
         )
-        write_text(history_file, json.dumps([asdict(epoch) for epoch in history]))
+        write_text(history_file, adapter.dump_json(history).decode())
         weights.save(model, stored)
         checkpoint.unlink()
         return history
@@ -201,7 +154,7 @@ class Job:
         """Static exponents of every map at every width, from training windows."""
         stored = self.work / "exponents.json"
         if stored.exists():
-            return TypeAdapter(calibrate.Exponents).validate_json(read_text(stored))
+            return read_as(stored, TypeAdapter(calibrate.Exponents))
         rng = np.random.default_rng(self.settings.seed)
         train = np.asarray(self.fold.train)
         chosen = rng.permutation(train)[:CALIBRATION_WINDOWS]
@@ -234,37 +187,45 @@ class Job:
     def _measure(self, scheme: Scheme, number: int) -> Measured:
         """Fine-tune a scheme for a short while and score it on the validation windows."""
         begun = time.process_time()
-        space, model = self.settings.space, self.quantized(scheme)
-        rng = np.random.default_rng(self.settings.seed)
-        train = rng.permutation(np.asarray(self.fold.train))[: space.trial_windows]
-        if space.trial_epochs:
-            fit.fit(
-                model,
-                self.examples,
-                train=train.tolist(),
-                validation=self.fold.validation,
-                settings=self._train_settings(
-                    epochs=space.trial_epochs, max_rate=space.trial_max_rate, epoch_windows=1
-                ),
-                seed=self.settings.seed,
-            )
-        truth, found = self.labels_of("validation"), self.probabilities(model, "validation")
-        threshold = metrics.best_threshold(truth, found)
-        f1 = metrics.best_f1(truth, found)
-        elements, factor = cost.elements(self.folded), space.forgiving_factor
+        model = self.quantized(scheme)
+        f1 = self._briefly_tuned(model)
+        factor = self.settings.space.forgiving_factor
+        elements = cost.elements(self.folded)
         bits = cost.total_bits(elements, cost.slots(scheme))
         reference = cost.total_bits(elements, cost.reference_slots(elements, factor))
-        size = len(self.exported(model, threshold))
+        size = len(self.exported(model, threshold=0.5))
+        # Without this, Keras keeps every trial's model.
         keras.backend.clear_session()
         gc.collect()
         return Measured(
             f1=f1,
-            threshold=threshold,
             bits=bits,
             tflite_bytes=size,
             score=factor.score(f1, trial_bits=bits, reference_bits=reference),
             cpu_seconds=time.process_time() - begun,
         )
+
+    def _briefly_tuned(self, model) -> float:
+        """Fine-tune a trial's model in place; its best F1 on the validation windows."""
+        space = self.settings.space
+        if not space.trial_epochs:
+            return metrics.best_f1(
+                self.labels_of("validation"), self.probabilities(model, "validation")
+            )
+        rng = np.random.default_rng(self.settings.seed)
+        train = rng.permutation(np.asarray(self.fold.train))[: space.trial_windows]
+        settings = self._train_settings(
+            epochs=space.trial_epochs, max_rate=space.trial_max_rate, epoch_windows=1
+        )
+        history = fit.fit(
+            model,
+            self.examples,
+            train=train.tolist(),
+            validation=self.fold.validation,
+            settings=settings,
+            seed=self.settings.seed,
+        )
+        return fit.best_epoch(history).validation_f1
 
     @cached_property
     def searched(self) -> list[Trial]:
@@ -291,10 +252,14 @@ class Job:
 
     @cached_property
     def winner(self) -> Trial:
-        """The trial that is fine-tuned and exported."""
+        """The trial that is fine-tuned and exported; chosen once, as its weights depend on it."""
+        stored = self.work / "chosen.json"
+        if stored.exists():
+            return Trial.load(stored)
         drop = self.settings.space.max_f1_drop
         chosen = tuner.choose(self.searched, float_f1=self.float_scores[1], max_f1_drop=drop)
         chosen.scheme.save(self.folder / SCHEME)
+        chosen.save(stored)
         return chosen
 
     @cached_property

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qbee.audio import synth
+from qbee.detector import MODEL
 from qbee.errors import ModelFileError
 from qbee.files import make_folder, read_json
 from qbee.job import outputs, results
@@ -13,12 +14,13 @@ from qbee.job.settings import FILE, JobSettings, check, default_space, digest
 from qbee.job.stages import Job
 from qbee.job.watcher import Watcher
 from qbee.models import registry
+from qbee.quantize import fold
 from qbee.records import FrontEnd
 from qbee.search.space import SearchSpace
 
 DEMO_MODEL = "beenet3"
 # Large validation and test parts, as recordings cost nothing here.
-DEMO_FOLDS, DEMO_RECORDINGS_PER_LOCATION = 4, 12
+DEMO_FOLDS, DEMO_RECORDINGS_PER_LOCATION = 4, 10
 
 
 def begun(
@@ -28,7 +30,7 @@ def begun(
     *,
     epochs: int = 20,
     trials: int = 10,
-    fine_tune_epochs: int = 6,
+    fine_tune_epochs: int = 5,
     folds: int = 5,
     seed: int = 0,
     space: Path | None = None,
@@ -79,6 +81,8 @@ def begun(
         on_error=on_error,
         test_location=test_location,
     )
+    network = registry.build(model, n_mels=settings.front_end.n_mels)
+    settings.space.groups_of(fold.fold(network).layer_names)
     folder = make_folder(out)
     check(folder, settings)
     return Job(folder, settings, watcher)
@@ -148,7 +152,8 @@ def demo(out: Path, **settings) -> dict[str, Any]:
 
 
 def _finished(job: Job) -> dict[str, Any]:
-    if (job.folder / outputs.REPORT).exists():
+    finished = (FILE, results.FILE, MODEL, outputs.REPORT)
+    if all((job.folder / name).exists() for name in finished):
         job.watcher.note("This job is finished; its results are shown again.")
         return read_json(job.folder / results.FILE)
     _train(job)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, field_validator
 
 from qbee.errors import ParameterError
@@ -15,19 +13,30 @@ from qbee.search.score import ForgivingFactor
 Point = dict[str, int]
 
 
+class Seed(Record):
+    """A scheme of one kernel width and one map width, with the widest biases of the menu."""
+
+    kernel: KernelBits
+    map: MapBits
+
+    def __str__(self) -> str:
+        uniform = f"uniform {self.kernel}"
+        return uniform if self.kernel == self.map else f"kernels {self.kernel}, maps {self.map}"
+
+
 class SearchSpace(Record):
     """Schemes to search, as stored in search_spaces/*.json.
 
     Layers of one group share their widths; a group of which the network has no layer is passed
     over, so that one space serves a family. The output map always has 8 bits. The search begins
-    with the ``seeds``: uniform kernels and maps of so many bits.
+    with the ``seeds``: the same kernel and map bits for all layers.
     """
 
     kernel_bits: tuple[KernelBits, ...] = Field(min_length=1)
     map_bits: tuple[MapBits, ...] = Field(min_length=1)
     bias_bits: tuple[BiasBits, ...] = Field(min_length=1)
     groups: dict[str, tuple[str, ...]] = Field(min_length=1)
-    seeds: tuple[Literal[4, 8, 16], ...]
+    seeds: tuple[Seed, ...]
     forgiving_factor: ForgivingFactor
     trial_epochs: int = Field(ge=0)
     trial_windows: int = Field(ge=64)
@@ -82,14 +91,15 @@ class SearchSpace(Record):
             layers[name] = LayerBits.model_validate(widths)
         return Scheme(layers=layers)
 
-    def seed_points(self, layer_names: list[str]) -> list[Point]:
-        """Points of the uniform schemes that the menus allow, with the widest bias."""
+    def seed_points(self, layer_names: list[str]) -> dict[str, Point]:
+        """Points of the seeds that the menus allow, by what they are called."""
         menus = self.menus(layer_names)
-        points = []
-        for bits in self.seeds:
-            point = {slot: max(m) if slot.endswith(".bias") else bits for slot, m in menus.items()}
+        points = {}
+        for seed in self.seeds:
+            widths = {"kernel": seed.kernel, "map": seed.map, "bias": max(self.bias_bits)}
+            point = {slot: int(widths[slot.rpartition(".")[2]]) for slot in menus}
             if all(point[slot] in menu for slot, menu in menus.items()):
-                points.append(point)
+                points[str(seed)] = point
         return points
 
     def size(self, layer_names: list[str]) -> int:

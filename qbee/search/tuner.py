@@ -9,10 +9,11 @@ from pathlib import Path
 import keras_tuner
 import numpy as np
 from keras_tuner.oracles import BayesianOptimizationOracle
+from pydantic import TypeAdapter
 
 from qbee.files import write_text
 from qbee.quantize.scheme import Scheme
-from qbee.records import Record
+from qbee.records import Record, read_as
 from qbee.search.space import Point, SearchSpace
 
 # Untried points among which the oracle chooses.
@@ -23,7 +24,6 @@ class Measured(Record):
     """What a trial found out about its scheme, on validation windows."""
 
     f1: float
-    threshold: float
     bits: int
     tflite_bytes: int
     score: float
@@ -47,7 +47,7 @@ class Journal:
         self.path = path
         self.trials: list[Trial] = []
         if path.exists():
-            self.trials = [Trial.model_validate(entry) for entry in json.loads(path.read_text())]
+            self.trials = read_as(path, TypeAdapter(list[Trial]))
 
     def find(self, point: Point) -> Trial | None:
         """The trial of this point, if there was one."""
@@ -130,7 +130,7 @@ class SchemeTuner(keras_tuner.BayesianOptimization):
             else:
                 parameters.Fixed(name, menu[0])
         oracle = _SeededOracle(
-            self.seed_points,
+            list(self.seed_points.values()),
             objective=keras_tuner.Objective("score", "max"),
             max_trials=max_trials,
             seed=seed,
@@ -160,9 +160,8 @@ class SchemeTuner(keras_tuner.BayesianOptimization):
         return {"score": known.measured.score}
 
     def _origin(self, point: Point) -> str:
-        if point in self.seed_points:
-            return f"uniform {self.space.seeds[self.seed_points.index(point)]}"
-        return "bayesian"
+        named = (name for name, seed in self.seed_points.items() if seed == point)
+        return next(named, "bayesian")
 
 
 def search(
@@ -185,6 +184,10 @@ def search(
     on_trial : callable, called with every finished trial, also with those of the journal
     """
     journal = Journal(folder / "trials.json")
+    if len(journal.trials) >= max_trials:
+        for trial in journal.trials:
+            on_trial(trial)
+        return journal.trials, []
     tuner = SchemeTuner(
         space,
         layer_names,
@@ -198,6 +201,14 @@ def search(
     tuner.search(verbose=0)
     failed = [t.message for t in tuner.oracle.trials.values() if t.status != "COMPLETED"]
     return journal.trials, [message.strip().splitlines()[-1] for message in failed if message]
+
+
+def rule_of(winner: Trial, *, float_f1: float, max_f1_drop: float) -> str:
+    """In words, why ``choose`` chose this trial."""
+    wanted = f"validation F1 at most {100 * max_f1_drop:.1f} points below the float model's"
+    if winner.measured.f1 >= float_f1 - max_f1_drop:
+        return f"smallest .tflite with {wanted}"
+    return f"highest validation F1, as no trial had a {wanted}"
 
 
 def choose(trials: list[Trial], *, float_f1: float, max_f1_drop: float) -> Trial:

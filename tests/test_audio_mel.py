@@ -258,6 +258,31 @@ def test_one_image_and_a_mapped_file_are_standardized_like_a_stack(tmp_path):
     np.testing.assert_array_equal(mel.standardize(images[1], FRONT_END), expected[1])
 
 
+def test_windows_written_into_rows_of_an_array_are_those_returned(recording):
+    starts_s = [8.0, 0.0, 3.3, 8.0]
+    out = np.full((6, 128, 128), np.nan, np.float32)
+    assert mel.images(recording, FRONT_END, starts_s, out=out, rows=[5, 0, 2, 1]) is out
+    np.testing.assert_array_equal(out[[5, 0, 2, 1]], mel.images(recording, FRONT_END, starts_s))
+    assert np.isnan(out[[3, 4]]).all()
+    mel.images(recording, FRONT_END, starts_s, out=out)
+    np.testing.assert_array_equal(out[:4], mel.images(recording, FRONT_END, starts_s))
+
+
+@pytest.mark.parametrize(
+    ("out", "rows", "message"),
+    [
+        (np.empty((2, 64, 128), np.float32), [0, 1], r"out=float32 \(2, 64, 128\) must be"),
+        (np.empty((2, 128, 128)), [0, 1], "out=float64"),
+        (np.empty((2, 128, 128), np.float32), [0], "rows must be 2.* got 1"),
+        (np.empty((2, 128, 128), np.float32), [0, 2], "from 0 to 1"),
+        (np.empty((1, 128, 128), np.float32), None, "from 0 to 0"),
+    ],
+)
+def test_an_array_or_rows_that_do_not_fit_are_refused(recording, out, rows, message):
+    with pytest.raises(ParameterError, match=message):
+        mel.images(recording, FRONT_END, [0.0, 1.0], out=out, rows=rows)
+
+
 def peak_bytes(run):
     tracemalloc.start()
     run()

@@ -75,6 +75,7 @@ def test_mix_has_its_defaults_and_stays_in_the_range_of_snrs(tones):
 def test_mix_repeats_itself_for_a_seed(tones):
     mixed(tones, seed=5, recordings=2, duration_s=20.0)
     first = contents(tones / "out")
+    (tones / "out" / "labels.csv").unlink()
     mixed(tones, seed=5, recordings=2, duration_s=20.0)
     assert contents(tones / "out") == first
 
@@ -111,6 +112,14 @@ def test_an_empty_folder_is_named(tones, empty):
         path.unlink()
     with pytest.raises(ParameterError, match=str(tones / empty)):
         mixed(tones, seed=1)
+
+
+def test_a_label_table_is_not_overwritten(tones):
+    (tones / "out").mkdir()
+    (tones / "out" / "labels.csv").write_text("my work")
+    with pytest.raises(ParameterError, match=r"out/labels\.csv: exists and is not overwritten"):
+        mixed(tones, seed=1)
+    assert contents(tones / "out") == {"labels.csv": b"my work"}
 
 
 def test_an_unreadable_clip_is_named(tones):

@@ -112,6 +112,13 @@ def test_soundscapes_of_impossible_sizes_are_refused(tmp_path, settings, message
         synth.soundscapes(tmp_path, seed=1, **settings)
 
 
+def test_a_label_table_is_not_overwritten(tmp_path):
+    (tmp_path / "labels.csv").write_text("my work")
+    with pytest.raises(ParameterError, match=r"labels\.csv: exists and is not overwritten"):
+        synth.soundscapes(tmp_path, seed=1)
+    assert contents(tmp_path) == {"labels.csv": b"my work"}
+
+
 def test_a_negative_seed_is_refused(tmp_path):
     with pytest.raises(ParameterError, match="seed=-1"):
         synth.soundscapes(tmp_path, seed=-1)

@@ -68,6 +68,32 @@ def test_byte_order_mark_blank_lines_crlf_and_further_columns_do_not_matter(writ
     assert (segment.recorded_at, segment.label, segment.row) == ("2024-05-01T06:00", "buzz", 3)
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("blank", ["", ",,,,", ",,,,,,,", ",", "  ", ' , ,"",\t,'])
+def test_blank_rows_of_a_spreadsheet_are_skipped(write, newline, blank):
+    rows = [HEADER.strip(), blank, "a.wav,0,4,buzz,x", blank, blank, "a.wav,4,8,no_buzz,x", blank]
+    segments = labels.read_csv(write(b"\xef\xbb\xbf" + newline.join(rows).encode()))
+    assert spans(segments) == [(0, 4, "buzz"), (4, 8, "no_buzz")]
+    assert [segment.row for segment in segments] == [3, 6]
+
+
+def test_a_table_of_blank_rows_is_an_error(write):
+    with pytest.raises(LabelError, match="row 1: the table has a header but no segments"):
+        labels.read_csv(write(HEADER + ",,,,\n,,,,\n"))
+
+
+@pytest.mark.parametrize("name", ["label", " end_s ", "recorded_at"])
+def test_a_column_that_appears_twice_is_an_error(write, name):
+    header = f"file,start_s,end_s,label,location,recorded_at,{name}\n"
+    with pytest.raises(LabelError, match=f"row 1: column {name.strip()} appears 2 times"):
+        labels.read_csv(write(header + "a.wav,0,4,buzz,x,,9\n"))
+
+
+def test_ignored_columns_may_appear_twice(write):
+    table = write("file,start_s,end_s,label,location,note,note,,\na.wav,0,4,buzz,x,1,2,,\n")
+    assert spans(labels.read_csv(table)) == [(0, 4, "buzz")]
+
+
 def test_two_spellings_of_a_file_are_one_recording(write):
     first, second = labels.read_csv(write(HEADER + "a.wav,0,4,buzz,x\nsub/../a.wav,4,8,buzz,x\n"))
     assert first.path == second.path
@@ -275,6 +301,64 @@ def test_a_csv_takes_no_answers_that_it_gives_itself(write):
     table = write(HEADER + "a.wav,0,4,buzz,x\n")
     with pytest.raises(ParameterError, match="must not be given with a CSV"):
         labels.read(table, unannotated="no_buzz")
+
+
+@pytest.fixture
+def hives(write, tmp_path):
+    """Folder with a Raven table, an Audacity table and files that are neither."""
+    for name in ("b.wav", "a.flac", "unlabelled.wav", "._a.wav"):
+        soundfile.write(tmp_path / name, np.zeros(80_000), 8000, format="FLAC")
+    write(RAVEN_HEADER + "1\tv\t1\t0\t1\tbuzz\n", "b.Table.1.selections.txt")
+    write("2\t3\tuncertain\r\n", "a.TSV")
+    write("Recorded in May.\n", "notes.txt")
+    write(b"\0\5\xff", "._a.txt")
+    (tmp_path / "unlabelled.txt").mkdir()
+    return tmp_path
+
+
+def test_a_folder_gives_all_its_tables_that_have_a_recording(hives):
+    segments = labels.read(hives)
+    assert [segment.path.name for segment in segments] == ["a.flac", "b.wav"]
+    assert spans(segments) == [(2, 3, "uncertain"), (0, 1, "buzz")]
+    assert {segment.location for segment in segments} == {hives.resolve().name}
+    assert {segment.location for segment in labels.read(hives, location="hill")} == {"hill"}
+
+
+def test_a_folder_takes_a_label_for_what_its_tables_leave_out(hives):
+    segments = labels.read(hives, unannotated="no_buzz")
+    assert spans(segments) == [
+        (0, 2, "no_buzz"), (2, 3, "uncertain"), (3, 10, "no_buzz"),
+        (0, 1, "buzz"), (1, 10, "no_buzz"),
+    ]  # fmt: skip
+    with pytest.raises(ParameterError, match="unannotated='buzz' must be one of"):
+        labels.read(hives, unannotated="buzz")
+
+
+def test_two_tables_of_a_recording_cannot_both_say_what_is_left_out(hives, write):
+    write("5\t6\tbuzz\n", "b.txt")
+    assert len(labels.read(hives)) == 3
+    with pytest.raises(LabelError, match=r"b\.txt: b\.Table\.1\.selections\.txt is of the same"):
+        labels.read(hives, unannotated="no_buzz")
+
+
+def test_a_folder_with_labels_csv_is_that_table(hives, write):
+    table = write(HEADER + "b.wav,0,4,buzz,x\n")
+    (segment,) = labels.read(hives)
+    assert segment.table == table
+    with pytest.raises(ParameterError, match=r"labels\.csv: .* must not be given with a CSV"):
+        labels.read(hives, unannotated="no_buzz")
+
+
+def test_a_folder_without_tables_says_what_was_looked_for(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    message = r"neither labels\.csv nor a table \(\.txt, \.tsv\) with a recording .* \(\.wav"
+    with pytest.raises(LabelError, match=message):
+        labels.read(tmp_path)
+
+
+def test_a_folder_is_not_of_one_recording(hives):
+    with pytest.raises(ParameterError, match="recording must not be given with a folder"):
+        labels.read(hives, recording=hives / "a.flac")
 
 
 def test_no_or_several_recordings_beside_a_table_are_an_error(write, recording):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,18 @@ def test_a_segment_beyond_its_recording_is_an_error(record, other):
         windows.from_segments([segment(path, 10, 20.5, "buzz"), *other], FRONT_END)
 
 
+@pytest.mark.parametrize("label", ["buzz", "no_buzz"])
+@pytest.mark.parametrize("end_s", [1e9, 1e300])
+def test_a_segment_far_beyond_its_recording_is_an_error_at_once(record, label, end_s):
+    path = record("a.wav", 20)
+    tracemalloc.start()
+    with pytest.raises(LabelError, match="row 2: the segment ends at 1.* lasts 20.000 s"):
+        windows.from_segments([segment(path, 0, end_s, label)], FRONT_END)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 2**20
+
+
 def test_a_segment_may_end_a_rounding_after_its_recording(record, other):
     path = record("a.wav", 9.96)
     table = windows.from_segments([segment(path, 6, 10, "no_buzz"), *other], FRONT_END)
@@ -180,7 +193,7 @@ def test_each_recording_is_decoded_once(mixed, monkeypatch):
     decoded = []
     images = mel.images
     monkeypatch.setattr(
-        mel, "images", lambda path, *rest: decoded.append(path) or images(path, *rest)
+        mel, "images", lambda path, *rest, **to: decoded.append(path) or images(path, *rest, **to)
     )
     windows.images(mixed, FRONT_END)
     assert len(decoded) == 2
@@ -195,6 +208,18 @@ def test_images_on_disk_are_those_in_memory_and_read_only(mixed, tmp_path):
     with pytest.raises(ValueError, match="read-only"):
         made.images[0] = 0
     assert [file.name for file in path.parent.iterdir()] == ["mel.npy"]
+
+
+def test_images_on_disk_are_not_kept_in_memory(record, tmp_path):
+    path = record("long.wav", 300)
+    wanted = [Window(path, start_s, True, "x") for start_s in np.arange(0.0, 296.0, 0.5)]
+    windows.images(wanted[:2], FRONT_END, path=tmp_path / "mel.npy")
+    tracemalloc.start()
+    made = windows.images(wanted, FRONT_END, path=tmp_path / "mel.npy")
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # the images have 39 MB, the blocks of sound and of the STFT a few
+    assert peak_bytes < made.images.nbytes / 4
 
 
 def test_progress_counts_windows_up_to_all(mixed):

@@ -266,7 +266,7 @@ def _require_room(
         raise ParameterError(f"out={out.dtype} {out.shape} must be float32 (n, {expected})")
     if len(rows) != n_windows or any(not 0 <= row < len(out) for row in rows):
         raise ParameterError(
-            f"rows={rows!r} must be {n_windows} rows of the {len(out)} of out, one per start"
+            f"rows must be {n_windows}, one per start, from 0 to {len(out) - 1}; got {len(rows)}"
         )
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import csv
-import io
-import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from qbee.audio import load
+from qbee.data import tables
 from qbee.errors import LabelError, ParameterError
-from qbee.records import Label, Segment
+from qbee.records import Segment
 
 Unannotated = Literal["no_buzz", "uncertain", "ignore"]
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -58,16 +55,17 @@ def read(
     if path.is_dir():
         if recording is not None:
             raise ParameterError(f"{path}: recording must not be given with a folder")
-        tables = _tables_in(path, unannotated)
-        read_each = (read(table, location=location, unannotated=unannotated) for table in tables)
-        return [segment for segments in read_each for segment in segments]
+        segments = []
+        for table in _tables_in(path, unannotated):
+            segments += read(table, location=location, unannotated=unannotated)
+        return segments
     if path.suffix.lower() == ".csv":
         if recording is not None or location is not None or unannotated != "ignore":
             raise ParameterError(
                 f"{path}: recording, location and unannotated must not be given with a CSV table"
             )
         return read_csv(path)
-    is_raven = RAVEN_BEGIN in _text(path).partition("\n")[0]
+    is_raven = RAVEN_BEGIN in tables.text(path).partition("\n")[0]
     return (read_raven if is_raven else read_audacity)(
         path,
         recording=_recording_beside(path) if recording is None else recording,
@@ -92,7 +90,7 @@ def read_csv(path: Path) -> list[Segment]:
     path = Path(path)
     segments = []
     needed = ("file",), ("start_s",), ("end_s", "duration_s"), ("label",), ("location",)
-    for row in _rows(path, needed=needed, optional=("recorded_at",)):
+    for row in tables.rows(path, needed=needed, optional=("recorded_at",)):
         start_s = row.seconds("start_s")
         has_end = "end_s" in row.cells
         end_s = row.seconds("end_s") if has_end else start_s + row.seconds("duration_s")
@@ -134,7 +132,7 @@ def read_raven(
     needed = (RAVEN_BEGIN,), (RAVEN_END,), (label_column or RAVEN_BEGIN,)
     optional = "Selection", "Begin File", *RAVEN_LABEL_COLUMNS
     layout = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    for row in _rows(path, needed=needed, optional=optional, **layout):
+    for row in tables.rows(path, needed=needed, optional=optional, **layout):
         begin_files.add(row.cells.get("Begin File"))
         if len(begin_files) > 1:
             raise row.error(f"Begin File={row.cells['Begin File']!r} is a second recording")
@@ -156,95 +154,16 @@ def read_audacity(
     """
     path = Path(path)
     events = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(tables.text(path).split("\n"), start=1):
         if not line.strip() or line.startswith("\\"):
             continue
         cells = [cell.strip() for cell in line.split("\t")]
-        row = _Row(path, number, dict(zip(("start", "end", "label"), cells, strict=False)))
+        row = tables.Row(path, number, dict(zip(("start", "end", "label"), cells, strict=False)))
         if len(cells) != 3:
             raise row.error(f"{line.strip()!r} must be start, end and label separated by tabs")
         span_s = {"start_s": row.seconds("start"), "end_s": row.seconds("end")}
         events.append(row.segment(recording, location, **span_s, label=row.cells["label"]))
     return _with_gaps(path, events, recording, location, unannotated)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One row of a table: its line in the file and its stripped cells."""
-
-    table: Path
-    number: int
-    cells: dict[str, str]
-
-    def error(self, what: str) -> LabelError:
-        return LabelError(f"{self.table}: row {self.number}: {what}")
-
-    def seconds(self, name: str) -> float:
-        try:
-            seconds = float(self.cells[name])
-        except ValueError as error:
-            raise self.error(f"{name}={self.cells[name]!r} must be a number of seconds") from error
-        if not math.isfinite(seconds):
-            raise self.error(f"{name}={self.cells[name]!r} must be finite")
-        return seconds
-
-    def segment(self, recording, location, recorded_at=None, *, start_s, end_s, label) -> Segment:
-        if start_s < 0:
-            raise self.error(f"the start {start_s} s must not be negative")
-        if end_s <= start_s:
-            raise self.error(f"the end {end_s} s must be after the start {start_s} s")
-        if label not in get_args(Label):
-            raise self.error(f"label={label!r} must be one of {', '.join(get_args(Label))}")
-        if not location:
-            raise self.error("location must not be empty")
-        # one recording has one path, however the tables spell it
-        path = Path(recording).resolve()
-        return Segment(path, start_s, end_s, label, location, recorded_at, self.table, self.number)
-
-
-def _text(table: Path) -> str:
-    try:
-        return table.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise LabelError(f"{table}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        row = error.object[: error.start].count(b"\n") + 1
-        byte = error.object[error.start]
-        raise LabelError(f"{table}: row {row}: byte {byte:#x} is not UTF-8") from error
-
-
-def _rows(
-    table: Path, *, needed: tuple[tuple[str, ...], ...], optional: tuple[str, ...], **layout
-) -> Iterator[_Row]:
-    """Rows that are not blank, under a header with one of each group of ``needed`` names."""
-    reader = csv.DictReader(io.StringIO(_text(table), newline=""), strict=True, **layout)
-    try:
-        header = [name.strip() for name in reader.fieldnames or ()]
-        reader.fieldnames = header
-        _check_header(_Row(table, 1, {}), header, needed, optional)
-        for cells in reader:
-            further = cells.pop(None, ())
-            present = [name for name in header if cells[name] is not None]
-            # spreadsheets write rows of nothing but commas
-            if not any(cell and cell.strip() for cell in (*cells.values(), *further)):
-                continue
-            if further or len(present) < len(header):
-                what = f"{len(present) + len(further)} cells, but the header has {len(header)}"
-                raise _Row(table, reader.line_num, {}).error(what)
-            yield _Row(table, reader.line_num, {k: v.strip() for k, v in cells.items()})
-    except csv.Error as error:
-        # the reader counts up to the row before, which an open quote may leave far behind
-        raise _Row(table, reader.line_num + 1, {}).error(str(error)) from error
-
-
-def _check_header(row: _Row, header, needed, optional) -> None:
-    for names in needed:
-        if not set(names) & set(header):
-            found = ", ".join(header) or "none"
-            raise row.error(f"missing column {' or '.join(names)}; found: {found}")
-    for name in (*(name for names in needed for name in names), *optional):
-        if header.count(name) > 1:
-            raise row.error(f"column {name} appears {header.count(name)} times")
 
 
 def _tables_in(folder: Path, unannotated: Unannotated) -> list[Path]:
@@ -255,16 +174,16 @@ def _tables_in(folder: Path, unannotated: Unannotated) -> list[Path]:
         path for path in sorted(folder.iterdir()) if path.suffix.lower() in TABLE_SUFFIXES
     )
     # macOS leaves ._name files beside name on disks of other systems
-    tables = [
+    found = [
         path for path in candidates if path.name[0] != "." and path.is_file() and _namesakes(path)
     ]
-    if not tables:
+    if not found:
         raise LabelError(
             f"{folder}: neither labels.csv nor a table ({', '.join(TABLE_SUFFIXES)}) with a "
             f"recording of the same stem ({', '.join(AUDIO_SUFFIXES)}) beside it"
         )
     owners: dict[str, Path] = {}
-    for path in tables:
+    for path in found:
         owner = owners.setdefault(_stem(path), path)
         # what one table leaves out may be an event in the other
         if owner != path and unannotated != "ignore":
@@ -272,10 +191,10 @@ def _tables_in(folder: Path, unannotated: Unannotated) -> list[Path]:
                 f"{path}: {owner.name} is of the same recording; with "
                 f"unannotated={unannotated!r} a recording must have one table"
             )
-    return tables
+    return found
 
 
-def _inside_folder(row: _Row) -> Path:
+def _inside_folder(row: tables.Row) -> Path:
     name = row.cells["file"]
     if not name:
         raise row.error("file must not be empty")
@@ -320,7 +239,7 @@ def _with_gaps(table, events, recording, location, unannotated) -> list[Segment]
             raise LabelError(f"{table}: row 1: the table has no segments")
         return events
     ordered = sorted(events, key=lambda event: event.start_s)
-    row = _Row(table, events[0].row if events else 1, {})
+    row = tables.Row(table, events[0].row if events else 1, {})
     segments, reached_s = [], 0.0
     for event in [*ordered, None]:
         until_s = event.start_s if event else load.info(Path(recording)).duration_s
@@ -329,5 +248,5 @@ def _with_gaps(table, events, recording, location, unannotated) -> list[Segment]
             segments.append(row.segment(recording, location, **span_s, label=unannotated))
         if event:
             segments.append(event)
-            reached_s, row = max(reached_s, event.end_s), _Row(table, event.row, {})
+            reached_s, row = max(reached_s, event.end_s), tables.Row(table, event.row, {})
     return segments

@@ -1,0 +1,65 @@
+"""The C source compiles and holds the front end with its standardization."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from qbee.audio.mel import MIN_STD_DB
+from qbee.errors import ParameterError
+from qbee.export import c_array
+from qbee.records import FrontEnd
+
+BY_FOLD = FrontEnd(standardize="fold", mean_db=-61.5, std_db=7.25, fmin_hz=52.375)
+
+
+def defines(folder, front_end):
+    """Write a small stand-in of a model; the macros of its header by name."""
+    c_array.write(
+        folder, bytes(range(40)), front_end, arena_bytes=4096, input_exponent=-5, margin_threshold=3
+    )
+    lines = (folder / "model_data.h").read_text().splitlines()
+    return dict(
+        line.split()[1:] for line in lines if line.startswith("#define") and " " in line[8:]
+    )
+
+
+def test_the_header_standardizes_by_window(tmp_path):
+    found = defines(tmp_path, FrontEnd())
+    assert found["QBEE_STANDARDIZE_WINDOW"] == "1"
+    assert float(found["QBEE_MIN_STD_DB"].removesuffix("f")) == MIN_STD_DB
+    assert float(found["QBEE_POWER_FLOOR"].removesuffix("f")) == FrontEnd().power_floor
+    assert not {"QBEE_MEAN_DB", "QBEE_STD_DB"} & set(found)
+
+
+def test_the_header_standardizes_by_fold(tmp_path):
+    found = defines(tmp_path, BY_FOLD)
+    assert found["QBEE_STANDARDIZE_WINDOW"] == "0"
+    assert (found["QBEE_MEAN_DB"], found["QBEE_STD_DB"]) == ("-61.5f", "7.25f")
+    assert found["QBEE_FMIN_HZ"] == "52.375f"
+    assert "QBEE_MIN_STD_DB" not in found
+
+
+def test_a_fold_without_its_mean_is_refused_and_nothing_written(tmp_path):
+    with pytest.raises(ParameterError, match="mean_db=None"):
+        defines(tmp_path, FrontEnd(standardize="fold"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_header_names_the_outputs(tmp_path):
+    defines(tmp_path, FrontEnd())
+    header = (tmp_path / "model_data.h").read_text()
+    assert "output[0] is the logit of no_buzz, output[1] that of buzz" in header
+
+
+@pytest.mark.parametrize("front_end", [FrontEnd(), BY_FOLD])
+def test_a_compiler_takes_both_files(tmp_path, front_end):
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is missing")
+    macros = defines(tmp_path, front_end)
+    values = ", ".join(f"double({name})" for name in macros)
+    use = f'#include "model_data.h"\nconst double values[] = {{{values}, double(g_model[0])}};\n'
+    (tmp_path / "use.cc").write_text(use)
+    for name in ("model_data.cc", "use.cc"):
+        command = ["g++", "-fsyntax-only", "-x", "c++", "-std=c++11", "-Wall", "-Werror", name]
+        subprocess.run(command, cwd=tmp_path, check=True)

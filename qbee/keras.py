@@ -1,4 +1,4 @@
-"""The one place that selects Keras 2 (tf_keras) and hands out TensorFlow, Keras and QKeras."""
+"""The one place that selects Keras 2 (tf_keras) and hands out the stack built on it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ with captured_stderr():
     import tensorflow as tf
     import tf_keras as keras
 
+    # It imports TensorFlow and Keras 3 itself, so it must come last.
+    import keras_tuner  # isort: skip
+
 # Each trial of a search compiles a step of its own, on purpose; TensorFlow warns of it.
 tf.get_logger().setLevel("ERROR")
 
-__all__ = ["keras", "make_repeatable", "qkeras", "tf"]
+__all__ = ["keras", "keras_tuner", "make_repeatable", "qkeras", "tf"]
 
 
 def make_repeatable(seed: int) -> None:

@@ -12,7 +12,8 @@ from qbee.search import tuner
 from qbee.search.space import SearchSpace
 from qbee.search.tuner import Measured
 
-LAYERS = ["stem", "block1_dw", "block1_pw", "head"]
+ELEMENTS = {"stem": 288, "block1_dw": 288, "block1_pw": 1024, "head": 2048}
+LAYERS = list(ELEMENTS)
 SPACE = default_space()
 
 
@@ -22,6 +23,7 @@ def toy(scheme, number):
     maps = sum(bits.map for bits in scheme.layers.values())
     return Measured(
         f1=kernels / 64,
+        f1_error=0.01,
         bits=1000 * kernels + maps,
         tflite_bytes=100 * kernels,
         score=kernels / 64 - maps / 100,
@@ -32,18 +34,21 @@ def toy(scheme, number):
 def searched(folder, measure=toy, trials=9, space=SPACE):
     heard = []
     found, failed = tuner.search(
-        space, LAYERS, measure, max_trials=trials, seed=3, folder=folder, on_trial=heard.append
+        space, ELEMENTS, measure, max_trials=trials, seed=3, folder=folder, on_trial=heard.append
     )
     assert heard == found
     return found, failed
 
 
 def test_a_search_begins_with_the_uniform_schemes(tmp_path):
-    found, _ = searched(tmp_path, trials=6)
-    seeds = ["uniform 4", "uniform 8", "uniform 16", "kernels 4, maps 8"]
+    found, _ = searched(tmp_path, trials=7)
+    seeds = ["uniform 4", "uniform 8", "uniform 16", "kernels 4, maps 8",
+             "largest kernels 4, maps 8"]  # fmt: skip
     assert [t.origin for t in found] == seeds + ["bayesian"] * 2
     for trial, bits in zip(found, (4, 8, 16, 4), strict=False):
         assert {layer.kernel for layer in trial.scheme.layers.values()} == {bits}
+    largest = {name: layer.kernel for name, layer in found[4].scheme.layers.items()}
+    assert largest == {"stem": 8, "block1_dw": 4, "block1_pw": 4, "head": 4}
 
 
 def test_no_scheme_is_tried_twice(tmp_path):
@@ -99,7 +104,8 @@ def test_the_winner_is_the_smallest_file_that_is_nearly_as_good_as_float(tmp_pat
     found, _ = searched(tmp_path)
     best = max(t.measured.f1 for t in found)
     winner = tuner.choose(found, float_f1=best, max_f1_drop=0.1)
-    good = [t for t in found if t.measured.f1 >= best - 0.1]
+    good = [t for t in found if t.measured.f1 - t.measured.f1_error >= best - 0.1]
+    assert "smallest" in tuner.rule_of(winner, float_f1=best, max_f1_drop=0.1)
     assert winner.measured.tflite_bytes == min(t.measured.tflite_bytes for t in good)
 
 
@@ -107,6 +113,7 @@ def test_without_a_good_trial_the_one_of_highest_f1_wins(tmp_path):
     found, _ = searched(tmp_path, trials=4)
     winner = tuner.choose(found, float_f1=10.0, max_f1_drop=0.01)
     assert winner.measured.f1 == max(t.measured.f1 for t in found)
+    assert "no trial" in tuner.rule_of(winner, float_f1=10.0, max_f1_drop=0.01)
 
 
 def test_the_space_that_comes_with_qbee_counts_its_schemes():

@@ -188,7 +188,8 @@ class Job:
         """Fine-tune a scheme for a short while and score it on the validation windows."""
         begun = time.process_time()
         model = self.quantized(scheme)
-        f1 = self._briefly_tuned(model)
+        self._briefly_tune(model)
+        f1, f1_error = self._compared(model)
         factor = self.settings.space.forgiving_factor
         elements = cost.elements(self.folded)
         bits = cost.total_bits(elements, cost.slots(scheme))
@@ -199,33 +200,40 @@ class Job:
         gc.collect()
         return Measured(
             f1=f1,
+            f1_error=f1_error,
             bits=bits,
             tflite_bytes=size,
             score=factor.score(f1, trial_bits=bits, reference_bits=reference),
             cpu_seconds=time.process_time() - begun,
         )
 
-    def _briefly_tuned(self, model) -> float:
-        """Fine-tune a trial's model in place; its best F1 on the validation windows."""
+    def _briefly_tune(self, model) -> None:
+        """Fine-tune a trial's model in place, without looking at the validation windows."""
         space = self.settings.space
         if not space.trial_epochs:
-            return metrics.best_f1(
-                self.labels_of("validation"), self.probabilities(model, "validation")
-            )
+            return
         rng = np.random.default_rng(self.settings.seed)
         train = rng.permutation(np.asarray(self.fold.train))[: space.trial_windows]
         settings = self._train_settings(
             epochs=space.trial_epochs, max_rate=space.trial_max_rate, epoch_windows=1
         )
-        history = fit.fit(
-            model,
-            self.examples,
-            train=train.tolist(),
-            validation=self.fold.validation,
-            settings=settings,
-            seed=self.settings.seed,
+        fit.tune(
+            model, self.examples, train=train.tolist(), settings=settings, seed=self.settings.seed
         )
-        return fit.best_epoch(history).validation_f1
+
+    def _compared(self, model) -> tuple[float, float]:
+        """Highest F1 on the validation windows, and its standard error against float."""
+        truth = self.labels_of("validation")
+        found = self.probabilities(model, "validation")
+        decided = found >= metrics.best_threshold(truth, found)
+        error = metrics.f1_difference_error(truth, decided, self._float_decisions)
+        return metrics.best_f1(truth, found), error
+
+    @cached_property
+    def _float_decisions(self) -> np.ndarray:
+        """Decisions of the float model on the validation windows, bool."""
+        found = self.probabilities(self.trained[0], "validation")
+        return found >= metrics.best_threshold(self.labels_of("validation"), found)
 
     @cached_property
     def searched(self) -> list[Trial]:
@@ -239,7 +247,7 @@ class Job:
 
         trials, failed = tuner.search(
             self.settings.space,
-            self.folded.layer_names,
+            {layer.name: layer.kernel.size for layer in self.folded.layers},
             self._measure,
             max_trials=total,
             seed=self.settings.seed,

@@ -14,18 +14,27 @@ Point = dict[str, int]
 
 
 class Seed(Record):
-    """A scheme of one kernel width and one map width, with the widest biases of the menu."""
+    """A scheme of one kernel width and one map width, with the widest biases of the menu.
+
+    With ``largest_groups``, only the so many groups of most kernel elements have this kernel
+    width; the other kernels have 8 bits.
+    """
 
     kernel: KernelBits
     map: MapBits
+    largest_groups: int | None = Field(None, ge=1)
 
     def __str__(self) -> str:
+        if self.largest_groups is not None:
+            return f"largest kernels {self.kernel}, maps {self.map}"
         uniform = f"uniform {self.kernel}"
         return uniform if self.kernel == self.map else f"kernels {self.kernel}, maps {self.map}"
 
 
 class SearchSpace(Record):
     """Schemes to search, as stored in search_spaces/*.json.
+
+    ``max_f1_drop`` is how far below the float model's F1 the winner may be (see ``choose``).
 
     Layers of one group share their widths; a group of which the network has no layer is passed
     over, so that one space serves a family. The output map always has 8 bits. The search begins
@@ -91,13 +100,25 @@ class SearchSpace(Record):
             layers[name] = LayerBits.model_validate(widths)
         return Scheme(layers=layers)
 
-    def seed_points(self, layer_names: list[str]) -> dict[str, Point]:
-        """Points of the seeds that the menus allow, by what they are called."""
+    def seed_points(self, kernel_elements: dict[str, int]) -> dict[str, Point]:
+        """Points of the seeds that the menus allow, by what they are called.
+
+        Parameters
+        ----------
+        kernel_elements : number of kernel elements by layer, in the order of the network
+        """
+        layer_names = list(kernel_elements)
+        sizes: dict[str, int] = {}
+        for name, group in self.groups_of(layer_names).items():
+            sizes[group] = sizes.get(group, 0) + kernel_elements[name]
+        by_size = sorted(sizes, key=lambda group: -sizes[group])
         menus = self.menus(layer_names)
         points = {}
         for seed in self.seeds:
             widths = {"kernel": seed.kernel, "map": seed.map, "bias": max(self.bias_bits)}
             point = {slot: int(widths[slot.rpartition(".")[2]]) for slot in menus}
+            if seed.largest_groups is not None:
+                point |= {f"{group}.kernel": 8 for group in by_size[seed.largest_groups :]}
             if all(point[slot] in menu for slot, menu in menus.items()):
                 points[str(seed)] = point
         return points

@@ -6,12 +6,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import keras_tuner
 import numpy as np
-from keras_tuner.oracles import BayesianOptimizationOracle
 from pydantic import TypeAdapter
 
 from qbee.files import write_text
+from qbee.keras import keras_tuner
 from qbee.quantize.scheme import Scheme
 from qbee.records import Record, read_as
 from qbee.search.space import Point, SearchSpace
@@ -21,9 +20,13 @@ CANDIDATES = 2000
 
 
 class Measured(Record):
-    """What a trial found out about its scheme, on validation windows."""
+    """What a trial found out about its scheme, on validation windows.
+
+    ``f1_error`` is the standard error of the difference to the float model's F1.
+    """
 
     f1: float
+    f1_error: float
     bits: int
     tflite_bytes: int
     score: float
@@ -59,7 +62,7 @@ class Journal:
         write_text(self.path, json.dumps([t.model_dump() for t in self.trials], indent=1) + "\n")
 
 
-class _SeededOracle(BayesianOptimizationOracle):
+class _SeededOracle(keras_tuner.oracles.BayesianOptimizationOracle):
     """keras-tuner's Gaussian process for menus: given starting points, no repetitions.
 
     keras-tuner minimises the acquisition with 50 runs of L-BFGS over a continuous box and rounds
@@ -111,7 +114,7 @@ class SchemeTuner(keras_tuner.BayesianOptimization):
     def __init__(
         self,
         space: SearchSpace,
-        layer_names: list[str],
+        kernel_elements: dict[str, int],
         measure: Callable[[Scheme, int], Measured],
         journal: Journal,
         *,
@@ -120,11 +123,11 @@ class SchemeTuner(keras_tuner.BayesianOptimization):
         directory: Path,
         on_trial: Callable[[Trial], None],
     ):
-        self.space, self.layer_names, self.measure = space, layer_names, measure
+        self.space, self.layer_names, self.measure = space, list(kernel_elements), measure
         self.journal, self.on_trial = journal, on_trial
-        self.seed_points = space.seed_points(layer_names)
+        self.seed_points = space.seed_points(kernel_elements)
         parameters = keras_tuner.HyperParameters()
-        for name, menu in space.menus(layer_names).items():
+        for name, menu in space.menus(self.layer_names).items():
             if len(menu) > 1:
                 parameters.Choice(name, list(menu), ordered=True)
             else:
@@ -166,7 +169,7 @@ class SchemeTuner(keras_tuner.BayesianOptimization):
 
 def search(
     space: SearchSpace,
-    layer_names: list[str],
+    kernel_elements: dict[str, int],
     measure: Callable[[Scheme, int], Measured],
     *,
     max_trials: int,
@@ -180,6 +183,7 @@ def search(
 
     Parameters
     ----------
+    kernel_elements : number of kernel elements by layer, in the order of the network
     measure : callable (scheme, trial number) -> Measured
     on_trial : callable, called with every finished trial, also with those of the journal
     """
@@ -190,7 +194,7 @@ def search(
         return journal.trials, []
     tuner = SchemeTuner(
         space,
-        layer_names,
+        kernel_elements,
         measure,
         journal,
         max_trials=max_trials,
@@ -203,21 +207,27 @@ def search(
     return journal.trials, [message.strip().splitlines()[-1] for message in failed if message]
 
 
+def _worst_f1(trial: Trial) -> float:
+    """F1 less its standard error."""
+    return trial.measured.f1 - trial.measured.f1_error
+
+
 def rule_of(winner: Trial, *, float_f1: float, max_f1_drop: float) -> str:
     """In words, why ``choose`` chose this trial."""
-    wanted = f"validation F1 at most {100 * max_f1_drop:.1f} points below the float model's"
-    if winner.measured.f1 >= float_f1 - max_f1_drop:
-        return f"smallest .tflite with {wanted}"
-    return f"highest validation F1, as no trial had a {wanted}"
+    points = f"{100 * max_f1_drop:.1f} points below the float model's"
+    if _worst_f1(winner) >= float_f1 - max_f1_drop:
+        return f"smallest .tflite with a validation F1, less its standard error, at most {points}"
+    return f"highest validation F1 less its standard error, as no trial was at most {points}"
 
 
 def choose(trials: list[Trial], *, float_f1: float, max_f1_drop: float) -> Trial:
-    """The winner: smallest file whose validation F1 is at most ``max_f1_drop`` below float's.
+    """The winner: smallest file whose F1 is surely at most ``max_f1_drop`` below float's.
 
-    Among equal sizes the higher score wins. If no trial reaches that F1, the one of highest F1
-    wins.
+    Surely means with one standard error of the difference to spare, on the validation windows: a
+    scheme that decides many windows differently may have the same F1 there by chance. Among
+    equal sizes the higher score wins. If no trial is that good, the best of them wins.
     """
-    good = [t for t in trials if t.measured.f1 >= float_f1 - max_f1_drop]
+    good = [t for t in trials if _worst_f1(t) >= float_f1 - max_f1_drop]
     if not good:
-        return max(trials, key=lambda t: (t.measured.f1, t.measured.score))
+        return max(trials, key=lambda t: (_worst_f1(t), t.measured.score))
     return min(good, key=lambda t: (t.measured.tflite_bytes, -t.measured.score))

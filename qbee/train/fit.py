@@ -202,18 +202,39 @@ def fit(
         if the training windows have one class only.
     """
     indices = np.asarray(train, int)
-    if len(set(examples.labels[indices])) < 2:
-        raise DataError(f"training needs both classes; the {len(indices)} windows have one")
-    optimizer = keras.optimizers.Adam(settings.max_rate, clipvalue=settings.clip_value)
-    optimizer.build(model.trainable_variables)
+    optimizer, step = _compiled(model, examples.labels[indices], settings)
     run = _Run(model, optimizer, checkpoint)
-    step = _step(model, optimizer, _class_weights(examples.labels[indices], settings))
     while len(run.history) < settings.epochs and not _has_stalled(run.history, settings):
         number = len(run.history)
         loss = _train_epoch(step, optimizer, examples, indices, settings, number, seed, on_progress)
         run.add(_validated(model, examples, validation, number, loss))
     model.set_weights(run.best)
     return run.history
+
+
+def tune(
+    model, examples: Examples, *, train: Sequence[int], settings: TrainSettings, seed: int
+) -> None:
+    """Train ``model`` in place for ``settings.epochs`` epochs and keep what comes out.
+
+    Raises
+    ------
+    DataError
+        if the training windows have one class only.
+    """
+    indices = np.asarray(train, int)
+    optimizer, step = _compiled(model, examples.labels[indices], settings)
+    for number in range(settings.epochs):
+        _train_epoch(step, optimizer, examples, indices, settings, number, seed, None)
+
+
+def _compiled(model, labels: np.ndarray, settings: TrainSettings):
+    """Optimizer and compiled training step for training windows with these labels."""
+    if len(set(labels)) < 2:
+        raise DataError(f"training needs both classes; the {len(labels)} windows have one")
+    optimizer = keras.optimizers.Adam(settings.max_rate, clipvalue=settings.clip_value)
+    optimizer.build(model.trainable_variables)
+    return optimizer, _step(model, optimizer, _class_weights(labels, settings))
 
 
 def _has_stalled(history: list[Epoch], settings: TrainSettings) -> bool:

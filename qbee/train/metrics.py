@@ -112,3 +112,21 @@ def best_threshold(labels: np.ndarray, probability: np.ndarray) -> float:
 def best_f1(labels: np.ndarray, probability: np.ndarray) -> float:
     """Highest F1 that any threshold reaches on these windows; there must be buzz among them."""
     return float(_f1_by_cut(np.asarray(labels, bool), probability)[1].max())
+
+
+def f1_difference_error(labels: np.ndarray, found: np.ndarray, reference: np.ndarray) -> float:
+    """Standard error of the difference in F1 of two detectors on the same windows.
+
+    Only windows on which they disagree count: each moves F1 = 2 TP / (buzz + detections) by
+    ``(2 dTP - F1 dDetections) / (buzz + detections)`` (delta method, windows independent).
+
+    Parameters
+    ----------
+    labels, found, reference : bool [shape=(n,)]
+        truth, and the decisions of the two; there must be buzz among the windows.
+    """
+    size = labels.sum() + reference.sum()
+    f1 = 2 * (labels & reference).sum() / size
+    change = found.astype(float) - reference.astype(float)
+    moves = (2 * change * labels - f1 * change) / size
+    return float(np.sqrt(np.sum(moves**2)))

@@ -33,6 +33,14 @@ class OnError(StrEnum):
     skip = "skip"
 
 
+class Rest(StrEnum):
+    """What the stretches of a recording are that no event covers."""
+
+    ignore = "ignore"
+    no_buzz = "no_buzz"
+    uncertain = "uncertain"
+
+
 class Standardize(StrEnum):
     """How mel images are brought to one level."""
 
@@ -44,7 +52,7 @@ Labels = Annotated[
     Path,
     typer.Option(
         help="Table of labelled segments: a CSV (file, start_s, end_s or duration_s, label, "
-        "location), a Raven selection table or Audacity labels.",
+        "location), a Raven selection table, Audacity labels, or a folder of these.",
     ),
 ]
 Model = Annotated[str, typer.Option(help="Network: beenet1 (largest), beenet2 or beenet3.")]
@@ -76,6 +84,10 @@ StopAfter = Annotated[
 ]
 Errors = Annotated[
     OnError, typer.Option(help="Stop at a recording that cannot be read, or skip and report it.")
+]
+Unannotated = Annotated[
+    Rest,
+    typer.Option(help="What the stretches are that a Raven or Audacity table leaves out."),
 ]
 TestLocation = Annotated[
     str | None,
@@ -223,6 +235,7 @@ def run(
     balance_classes: Balance = False,
     stop_after_epochs: StopAfter = None,
     on_error: Errors = OnError.stop,
+    unannotated: Unannotated = Rest.ignore,
     test_location: TestLocation = None,
 ) -> None:
     """Do the whole job: labelled recordings in, a verified .tflite out. Resumes if interrupted."""
@@ -250,6 +263,7 @@ def train(
     balance_classes: Balance = False,
     stop_after_epochs: StopAfter = None,
     on_error: Errors = OnError.stop,
+    unannotated: Unannotated = Rest.ignore,
     test_location: TestLocation = None,
 ) -> None:
     """First stage: read the recordings and train the float model."""
@@ -307,12 +321,21 @@ def evaluate(
     folder: Folder,
     labels: Labels,
     on_error: Errors = OnError.stop,
+    unannotated: Unannotated = Rest.ignore,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """Score a finished detector on other labelled recordings, through TFLite Micro."""
     from qbee import detector
 
-    found = detector.evaluate(folder, labels, on_error=on_error.value)
+    with Progress(console=console, transient=True, disable=as_json) as bars:
+        task = bars.add_task("Listening", total=None)
+        found = detector.evaluate(
+            folder,
+            labels,
+            on_error=on_error.value,
+            unannotated=unannotated.value,
+            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+        )
     if as_json:
         print(json.dumps(found, indent=2, allow_nan=False))
         return

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,7 @@ def evaluate(
     labels_table: Path,
     *,
     on_error: windows.OnError = "stop",
+    unannotated: labels.Unannotated = "ignore",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score a finished result folder on a label table, through TFLite Micro.
@@ -140,10 +142,14 @@ def evaluate(
     """
     detector = Detector.load(folder)
     front_end = detector.card.front_end
-    table = windows.from_segments(labels.read(labels_table), front_end, on_error=on_error)
-    made = windows.images(table.windows, front_end, on_error=on_error)
+    segments = labels.read(labels_table, unannotated=unannotated)
+    table = windows.from_segments(segments, front_end, on_error=on_error)
+    # The images of days of recordings need not fit in memory.
+    with TemporaryDirectory(prefix="qbee_") as scratch:
+        path = Path(scratch) / "windows.npy"
+        made = windows.images(table.windows, front_end, path=path, on_error=on_error)
+        found = metrics.probabilities(detector.logits(made.images, on_progress=on_progress))
     kept = [table.windows[i] for i in made.kept]
-    found = metrics.probabilities(detector.logits(made.images, on_progress=on_progress))
     overall, by_place = scores_by_location(kept, found, threshold=detector.card.threshold)
     return {
         "model": str(Path(folder) / MODEL),

@@ -36,19 +36,28 @@ class JobSettings(Record):
     balance_classes: bool
     stop_after_epochs: int | None = Field(ge=1)
     on_error: Literal["stop", "skip"]
+    unannotated: Literal["ignore", "no_buzz", "uncertain"]
     test_location: str | None
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a label table.
+    """SHA-256 of a label table, or of all tables in a folder.
 
     Raises
     ------
     LabelError
         if it cannot be read.
     """
+    path = Path(path)
+    kinds = {".csv", ".txt", ".tsv"}
+    tables = [path]
+    if path.is_dir():
+        tables = sorted(p for p in path.iterdir() if p.suffix.lower() in kinds)
+    found = hashlib.sha256()
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        for table in tables:
+            found.update(table.read_bytes())
+        return found.hexdigest()
     except OSError as error:
         raise LabelError(f"{path}: {error.strerror}") from error
 

@@ -39,6 +39,7 @@ def begun(
     balance_classes: bool = False,
     stop_after_epochs: int | None = None,
     on_error: Literal["stop", "skip"] = "stop",
+    unannotated: Literal["ignore", "no_buzz", "uncertain"] = "ignore",
     test_location: str | None = None,
     watcher: Watcher | None = None,
 ) -> Job:
@@ -47,11 +48,12 @@ def begun(
     Parameters
     ----------
     labels : Path
-        table of labelled segments; recordings are relative to its folder.
+        table of labelled segments, or a folder of tables; recordings are relative to it.
     model : str
         name of a float model.
     space : Path, optional
         search space; the one for BeeNets by default.
+    unannotated : label of what Raven or Audacity tables leave out
     folds : int >= 3
         one of so many parts of the recordings is for validation, one for scoring.
     stop_after_epochs : int, optional
@@ -79,6 +81,7 @@ def begun(
         balance_classes=balance_classes,
         stop_after_epochs=stop_after_epochs,
         on_error=on_error,
+        unannotated=unannotated,
         test_location=test_location,
     )
     network = registry.build(model, n_mels=settings.front_end.n_mels)

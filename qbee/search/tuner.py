@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter
+from sklearn.exceptions import ConvergenceWarning
 
 from qbee.files import write_text
 from qbee.keras import keras_tuner
@@ -99,7 +101,10 @@ class _SeededOracle(keras_tuner.oracles.BayesianOptimizationOracle):
         x, y = self._vectorize_trials()
         if len(y) < 2:
             return 0
-        self.gpr.fit(x, y)
+        with warnings.catch_warnings():
+            # A dozen trials often cannot tell the length scale of the process.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self.gpr.fit(x, y)
         mean, deviation = self.gpr.predict(np.array(vectors), return_std=True)
         return int(np.argmin(mean - self.beta * deviation))
 

@@ -80,6 +80,11 @@ class Detector:
         path = Path(folder) / MODEL
         model = MicroModel.load(path)
         card = Card.of_model(model.content, source=str(path))
+        image = (card.front_end.n_mels, card.front_end.n_frames)
+        if model.input_shape[1:3] != image:
+            raise FrontEndError(
+                f"{path}: its input is {model.input_shape[1:3]}, its front end makes {image} images"
+            )
         beside = FrontEnd.load(Path(folder) / FRONT_END)
         for name, value in card.front_end.model_dump().items():
             other = getattr(beside, name)

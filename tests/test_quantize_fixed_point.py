@@ -222,7 +222,7 @@ def small_layer(*, source_bits=8, kernel_bits=8, target_bits=8):
     )
 
 
-@pytest.mark.parametrize("widths", itertools.product((4, 8, 16), repeat=3))
+@pytest.mark.parametrize("widths", list(itertools.product((4, 8, 16), repeat=3)))
 def test_the_arithmetic_follows_the_widest_of_source_kernel_and_target(widths):
     source, kernel, target = widths
     expected = "int64" if 16 in widths else "int32"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qkeras.safe_eval import safe_eval
 
 from qbee.errors import ParameterError
 from qbee.keras import qkeras, tf
@@ -207,7 +208,8 @@ def test_configuration_and_string_rebuild_the_quantizer(quantizer):
     kind = type(quantizer)
     x = np.random.default_rng(2).normal(0, 3, (3, 3, 4, 1)).astype(np.float32)
     x = x.ravel() if kind is quantized_bias else x
-    for again in (kind.from_config(quantizer.get_config()), eval(str(quantizer))):
+    from_string = safe_eval(str(quantizer), {kind.__name__: kind})
+    for again in (kind.from_config(quantizer.get_config()), from_string):
         assert type(again) is kind
         assert again.get_config() == quantizer.get_config()
         assert str(again) == str(quantizer)

@@ -92,7 +92,9 @@ class quantized_kernel(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras'
         return self.with_exponents(x)[0]
 
     def __str__(self) -> str:
-        return f"quantized_kernel({self.bits},scale_axis={self.scale_axis})"
+        # QKeras reads strings back with a parser that does not know None.
+        axis = "" if self.scale_axis is None else f",scale_axis={self.scale_axis}"
+        return f"quantized_kernel({self.bits}{axis})"
 
     def get_config(self) -> dict:
         """Arguments of the constructor."""

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import qbee
+from qbee.errors import ParameterError
 from qbee.train import fit
 
 
@@ -24,6 +25,12 @@ def test_verbs_stay_functions_after_their_stages_are_imported():
 
 def test_build_gives_the_float_keras_model():
     assert qbee.build("beenet1").output_shape == (None, 2)
+
+
+def test_a_setting_that_cannot_work_is_a_parameter_error(tmp_path):
+    (tmp_path / "labels.csv").touch()
+    with pytest.raises(ParameterError, match="epochs=0"):
+        qbee.run(tmp_path / "labels.csv", "beenet3", tmp_path / "out", epochs=0)
 
 
 def test_an_unknown_attribute_is_an_attribute_error():

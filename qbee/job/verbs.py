@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from qbee.audio import synth
 from qbee.detector import MODEL
-from qbee.errors import ModelFileError
+from qbee.errors import ModelFileError, ParameterError
 from qbee.files import make_folder, read_json
 from qbee.job import outputs, results
 from qbee.job.settings import FILE, JobSettings, check, default_space, digest
@@ -15,7 +17,6 @@ from qbee.job.stages import Job
 from qbee.job.watcher import Watcher
 from qbee.models import registry
 from qbee.quantize import fold
-from qbee.records import FrontEnd
 from qbee.search.space import SearchSpace
 
 DEMO_MODEL = "beenet3"
@@ -66,29 +67,38 @@ def begun(
     QbeeError
         with one line, if anything about the input is wrong.
     """
-    settings = JobSettings(
-        labels=str(Path(labels).resolve()),
-        labels_sha256=digest(labels),
-        model=registry.check(model),
-        front_end=FrontEnd(standardize=standardize),
-        space=default_space() if space is None else SearchSpace.load(space),
-        epochs=epochs,
-        trials=trials,
-        fine_tune_epochs=fine_tune_epochs,
-        folds=folds,
-        seed=seed,
-        augment=augment,
-        balance_classes=balance_classes,
-        stop_after_epochs=stop_after_epochs,
-        on_error=on_error,
-        unannotated=unannotated,
-        test_location=test_location,
-    )
+    given = {
+        "labels": str(Path(labels).resolve()),
+        "labels_sha256": digest(labels),
+        "model": registry.check(model),
+        "front_end": {"standardize": standardize},
+        "space": default_space() if space is None else SearchSpace.load(space),
+        "epochs": epochs,
+        "trials": trials,
+        "fine_tune_epochs": fine_tune_epochs,
+        "folds": folds,
+        "seed": seed,
+        "augment": augment,
+        "balance_classes": balance_classes,
+        "stop_after_epochs": stop_after_epochs,
+        "on_error": on_error,
+        "unannotated": unannotated,
+        "test_location": test_location,
+    }
+    settings = _validated(given)
     network = registry.build(model, n_mels=settings.front_end.n_mels)
     settings.space.groups_of(fold.fold(network).layer_names)
     folder = make_folder(out)
     check(folder, settings)
     return Job(folder, settings, watcher)
+
+
+def _validated(given: dict[str, Any]) -> JobSettings:
+    try:
+        return JobSettings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ParameterError(f"{first['loc'][0]}={first['input']!r}: {first['msg']}") from error
 
 
 def resumed(out: Path, watcher: Watcher | None = None) -> Job:

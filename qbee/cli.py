@@ -345,9 +345,11 @@ def evaluate(
 def print_scores(found: dict[str, Any]) -> None:
     """Print the scores of a detector on a label table, by location."""
     title = f"{found['model']} on {found['table']}, threshold {found['threshold']:.3f}"
-    table = Table(
-        "", "windows", "with buzz", "F1", "precision", "recall", "AUC", title=escape(title)
-    )
+    table = Table(title=escape(title))
+    # Names of locations are folded, never cut.
+    table.add_column("", overflow="fold")
+    for heading in ("windows", "with buzz", "F1", "precision", "recall", "AUC"):
+        table.add_column(heading)
     rows = {**found["locations"], "all": found}
     for place, scores in rows.items():
         table.add_row(

@@ -177,6 +177,10 @@ def test_a_damaged_search_space(run_fails, table, tmp_path, text, message):
     assert message in run_fails(table(), "--space", tmp_path / "space.json")
 
 
+def test_what_a_csv_table_leaves_out_cannot_be_labelled(run_fails, table):
+    assert "unannotated must not be given" in run_fails(table(), "--unannotated", "no_buzz")
+
+
 def test_a_missing_table(run_fails, tmp_path):
     assert "labels.csv" in run_fails(tmp_path / "labels.csv")
 

@@ -13,6 +13,7 @@ from conftest import SMALL_JOB, qbee
 
 from qbee.detector import Card, Detector, margin_threshold
 from qbee.errors import FrontEndError
+from qbee.job.settings import digest
 from qbee.quantize.scheme import Scheme
 from qbee.records import FrontEnd
 
@@ -138,6 +139,36 @@ def test_a_front_end_of_another_model_is_refused(finished_job, tmp_path):
     FrontEnd(fmin_hz=60.0).save(tmp_path / "frontend.json")
     with pytest.raises(FrontEndError, match=r"frontend.json: fmin_hz=60.0, but .* fmin_hz=50.0"):
         Detector.load(tmp_path)
+
+
+def test_a_front_end_whose_images_the_model_cannot_take_is_refused(finished_job, tmp_path):
+    content = (finished_job / "model.tflite").read_bytes()
+    other = content.replace(b'"n_mels":128', b'"n_mels":127')
+    assert other != content
+    (tmp_path / "model.tflite").write_bytes(other)
+    FrontEnd(n_mels=127).save(tmp_path / "frontend.json")
+    with pytest.raises(FrontEndError, match=r"its input is \(128, 128\), .* \(127, 128\)"):
+        Detector.load(tmp_path)
+
+
+def test_the_search_reports_its_pareto_set_and_its_rule(finished_job, results):
+    found = results["search"]
+    trials = json.loads((finished_job / "work" / "trials.json").read_text())
+    points = [(t["measured"]["f1"], t["measured"]["tflite_bytes"]) for t in trials]
+    front = [(p["f1"], p["tflite_bytes"]) for p in found["pareto"]]
+    assert front
+    for f1, size in front:
+        assert not any(g >= f1 and s <= size and (g, s) != (f1, size) for g, s in points)
+    assert "float model's" in found["rule"]
+
+
+def test_a_folder_of_tables_is_another_job_when_one_of_them_changes(tmp_path):
+    (tmp_path / "a.txt").write_text("0\t4\tbuzz\n")
+    before = digest(tmp_path)
+    (tmp_path / "a.wav").write_bytes(b"sound")
+    assert digest(tmp_path) == before
+    (tmp_path / "a.txt").write_text("0\t5\tbuzz\n")
+    assert digest(tmp_path) != before
 
 
 def test_the_card_travels_inside_the_model(finished_job, results):

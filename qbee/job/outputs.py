@@ -54,11 +54,6 @@ def _draw_examples(job: Job, probability: np.ndarray, path: Path) -> None:
     )
 
 
-def _validation_point(job: Job, results: dict[str, Any]) -> dict[str, tuple[float | None, int]]:
-    """The float model on the validation windows, beside which the trials are drawn."""
-    return {"float": (job.float_scores[1], results["float"]["size_bytes"])}
-
-
 def draw(job: Job, results: dict[str, Any], probability: np.ndarray) -> None:
     """Write all PNGs and report.html.
 
@@ -79,7 +74,9 @@ def draw(job: Job, results: dict[str, Any], probability: np.ndarray) -> None:
         title=f"{job.settings.model}: training, validated on {len(job.fold.validation)} windows",
     )
     search_plots.trial_scores(trials, paths["trial_scores"], winner)
-    search_plots.pareto(trials, paths["pareto"], winner, _validation_point(job, results))
+    # Trials are scored on validation windows, so float is drawn beside them as scored there.
+    beside = {"float": (job.float_scores[1], results["float"]["size_bytes"])}
+    search_plots.pareto(trials, paths["pareto"], winner, references=beside)
     search_plots.bits_per_layer(results["winner"]["bits"], paths["bits_per_layer"])
     labels = job.labels_of("test")
     scores = metrics.evaluate(labels, probability, threshold=job.threshold)

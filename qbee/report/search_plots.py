@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def trial_scores(trials: list[dict], path: Path, winner: int) -> None:
 
 
 def pareto(
-    trials: list[dict], path: Path, winner: int, references: dict[str, tuple[float | None, int]]
+    trials: list[dict], path: Path, winner: int, references: Mapping[str, tuple[float | None, int]]
 ) -> None:
     """Validation F1 and file length of all trials, their Pareto front, the winner, references.
 
@@ -96,7 +97,7 @@ def _draw_origins(ax: Axes, trials: list[dict], x: np.ndarray, y: np.ndarray) ->
         ax.plot(x[of_origin], y[of_origin], marker, **style)
 
 
-def _draw_references(ax: Axes, references: dict[str, tuple[float | None, int]]) -> None:
+def _draw_references(ax: Axes, references: Mapping[str, tuple[float | None, int]]) -> None:
     style: dict[str, Any] = {"ms": 11, "mfc": "none", "mec": RED, "mew": 1.8, "ls": "none"}
     for i, (name, (f1, size_bytes)) in enumerate(references.items()):
         if f1 is not None:

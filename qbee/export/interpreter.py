@@ -69,7 +69,8 @@ class MicroModel:
         self._interpreter = self._allocated()
         self.input = self._quantization(self._interpreter.get_input_details(0))
         self.output = self._quantization(self._interpreter.get_output_details(0))
-        self.input_shape = tuple(self._interpreter.get_input_details(0)["shape"])
+        shape = self._interpreter.get_input_details(0)["shape"]
+        self.input_shape = tuple(int(length) for length in shape)
 
     @classmethod
     def load(cls, path: Path) -> MicroModel:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from qbee.export.interpreter import MicroModel
-from qbee.quantize import fixed_point
-from qbee.quantize.fixed_point import FixedNet
+from qbee.quantize import fixed_net
+from qbee.quantize.fixed_net import FixedNet
 from qbee.records import Record
 
 BATCH_WINDOWS = 16
@@ -37,7 +37,7 @@ def compare(
     Parameters
     ----------
     net : FixedNet
-        the specification, run by ``fixed_point``.
+        the specification, run by ``fixed_net``.
     keras_model : quantized Keras model, run in inference mode
     micro : the exported file on TFLite Micro
     inputs : callable (start, stop) -> standardised inputs [stop - start, height, width, 1]
@@ -47,8 +47,7 @@ def compare(
     for start in range(0, windows, BATCH_WINDOWS):
         stop = min(start + BATCH_WINDOWS, windows)
         x = inputs(start, stop)
-        codes = fixed_point.forward(net, fixed_point.quantize(x, net.input_map))[-1]
-        expected = fixed_point.dequantize(codes, net.output_map)
+        expected = fixed_net.predict(net, x)
         on_device = micro.predict(x)
         differs_keras = np.any(keras_model(x, training=False).numpy() != expected, axis=1)
         differs_tflm = np.any(on_device != expected, axis=1)

@@ -8,6 +8,7 @@ import pytest
 from qbee.audio.mel import MIN_STD_DB
 from qbee.errors import ParameterError
 from qbee.export import c_array
+from qbee.quantize.fixed_point import MapType
 from qbee.records import FrontEnd
 
 BY_FOLD = FrontEnd(standardize="fold", mean_db=-61.5, std_db=7.25, fmin_hz=52.375)
@@ -16,7 +17,7 @@ BY_FOLD = FrontEnd(standardize="fold", mean_db=-61.5, std_db=7.25, fmin_hz=52.37
 def defines(folder, front_end):
     """Write a small stand-in of a model; the macros of its header by name."""
     c_array.write(
-        folder, bytes(range(40)), front_end, arena_bytes=4096, input_exponent=-5, margin_threshold=3
+        folder, bytes(range(40)), front_end, arena_bytes=4096, input_map=MapType(8, -128, 2.0**-5), margin_threshold=3
     )
     lines = (folder / "model_data.h").read_text().splitlines()
     return dict(

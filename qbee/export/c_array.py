@@ -8,6 +8,7 @@ from pathlib import Path
 from qbee.audio.mel import MIN_STD_DB
 from qbee.errors import ParameterError
 from qbee.files import write_text
+from qbee.quantize.fixed_point import MapType
 from qbee.records import FrontEnd
 
 _HEADER = """\
@@ -34,8 +35,9 @@ extern const unsigned int g_model_len;
 
 {standardization}
 
-// Input code = floor(x * 2^{input_shift} + 0.5), saturated to int8.
-#define QBEE_INPUT_SHIFT {input_shift}
+// Input code = floor(x / QBEE_INPUT_STEP + 0.5) + QBEE_INPUT_ZERO_POINT, saturated to int8.
+#define QBEE_INPUT_STEP {input_step!r}f
+#define QBEE_INPUT_ZERO_POINT {input_zero_point}
 // output[0] is the logit of no_buzz, output[1] that of buzz; a window is a buzz if
 // output[1] - output[0] >= this.
 #define QBEE_MARGIN_THRESHOLD {margin_threshold}
@@ -71,7 +73,7 @@ def write(
     front_end: FrontEnd,
     *,
     arena_bytes: int,
-    input_exponent: int,
+    input_map: MapType,
     margin_threshold: int,
 ) -> None:
     """Write model_data.h and model_data.cc into ``folder``.
@@ -94,7 +96,8 @@ def write(
         **front_end.model_dump(),
         standardization=standardization,
         arena_bytes=arena_bytes,
-        input_shift=-input_exponent,
+        input_step=input_map.step,
+        input_zero_point=input_map.zero_point,
         margin_threshold=margin_threshold,
     )
     write_text(folder / "model_data.h", header)

@@ -88,6 +88,10 @@ class Author:
         self._tensors.append(tensor)
         return len(self._tensors) - 1
 
+    def rename(self, index: int, name: str) -> None:
+        """Give a tensor another name."""
+        self._tensors[index].name = name
+
     def operator(self, code: int, inputs: list[int], output: int, options: Any = None) -> int:
         """Add an operator and return the index of its output."""
         if code not in self._codes:

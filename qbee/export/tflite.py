@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
 
-from qbee.errors import ParameterError
 from qbee.export.flatbuffer import Activation, Author, Op, Type
-from qbee.quantize.fixed_point import (
-    SPLIT_FRACTION_BITS,
-    FixedLayer,
-    FixedNet,
-    MapType,
-    split_kernel,
-)
+from qbee.quantize.fixed_net import SPLIT_FRACTION_BITS, FixedNet, FixedNode, FixedWeights
+from qbee.quantize.fixed_point import INT16, MapType, split
+from qbee.quantize.graph import INPUT, NO_PADDING, Padding, same_padding, window_outputs
 
 SAME, VALID = 0, 1
+INT8 = (-128, 127)
 
 
 @dataclass(frozen=True)
@@ -29,42 +26,26 @@ class _Value:
     number: MapType
     is_wide: bool
 
-
-def zero_point(number: MapType) -> int:
-    """Zero point of a map of at most 8 bits in an int8 tensor.
-
-    The highest code lands on 127, so that int8 saturation is the upper limit of the map.
-    """
-    return 127 - number.codes[1]
+    @property
+    def zero_point(self) -> int:
+        """Stored integer of code 0."""
+        return 0 if self.is_wide else self.number.zero_point
 
 
 # Axis of the output channels in a TFLite kernel of each kind.
 _AXIS = {"conv": 0, "depthwise": 3, "dense": 0}
-_OPS = {
+_WEIGHTED = {
     "conv": Op.CONV_2D,
     "depthwise": Op.DEPTHWISE_CONV_2D,
     "dense": Op.FULLY_CONNECTED,
 }
+_HAS_FUSED = (*_WEIGHTED, "add", "multiply")
+_FUSED = {"linear": Activation.NONE, "relu": Activation.RELU, "relu6": Activation.RELU6}
 
 
-def _tflite_kernel(kernel: np.ndarray, kind: str) -> np.ndarray:
+def _tflite_kernel(kernel: np.ndarray, op: str) -> np.ndarray:
     """Kernel in TFLite's order of axes: [out, h, w, in], [1, h, w, channels] or [out, in]."""
-    return kernel.T if kind == "dense" else kernel.transpose(3, 0, 1, 2)
-
-
-def _options(layer: FixedLayer, *, stride_w: int, has_relu: bool):
-    """Builtin options of the layer's operator."""
-    if layer.kind == "dense":
-        options = schema.FullyConnectedOptionsT()
-    else:
-        is_conv = layer.kind == "conv"
-        options = schema.Conv2DOptionsT() if is_conv else schema.DepthwiseConv2DOptionsT()
-        options.padding, options.strideH, options.strideW = SAME, layer.stride, stride_w
-        options.dilationHFactor = options.dilationWFactor = 1
-        if not is_conv:
-            options.depthMultiplier = 1
-    options.fusedActivationFunction = Activation.RELU if has_relu else Activation.NONE
-    return options
+    return kernel.T if op == "dense" else kernel.transpose(3, 0, 1, 2)
 
 
 def _stack_factors(number: MapType) -> tuple[int, ...]:
@@ -82,46 +63,118 @@ def _kernel_parts(kernel: np.ndarray, factors: tuple[int, ...]) -> list[np.ndarr
     return parts
 
 
+def _weights(item: FixedNode) -> FixedWeights:
+    assert item.weights is not None
+    return item.weights
+
+
+def _may_undercut(item: FixedNode, lowest: int) -> bool:
+    """Whether a result can lie below its lowest code before saturation."""
+    if item.node.op in _HAS_FUSED and item.node.activation != "linear":
+        return False
+    return item.node.is_weighted or lowest < 0 or any(s.is_signed for s in item.sources)
+
+
+def _has_fused_upper(item: FixedNode) -> bool:
+    """Whether the operator itself cuts at six."""
+    is_split = item.weights is not None and item.arithmetic == "int64_split"
+    return item.node.op in _HAS_FUSED and item.node.activation == "relu6" and not is_split
+
+
+def _is_symmetric(padding: Padding) -> bool:
+    return all(before == after for before, after in padding)
+
+
+def _unpooled_shape(item: FixedNode, source: _Value, padding: int, copies: int) -> tuple[int, ...]:
+    """Shape of the products, before the node's max-pool."""
+    node, channels = item.node, len(_weights(item).bias)
+    if node.op == "dense":
+        return (channels,)
+    size = (source.shape[0], source.shape[1] // copies)
+    pads = node.padding if padding == SAME else NO_PADDING
+    return (*window_outputs(size, node.window, node.strides, pads), channels)
+
+
+def _weighted_options(item: FixedNode, padding: int, *, copies: int, is_linear: bool):
+    """Builtin options of the operator of a weighted node."""
+    node = item.node
+    if node.op == "dense":
+        options = schema.FullyConnectedOptionsT()
+    else:
+        is_conv = node.op == "conv"
+        options = schema.Conv2DOptionsT() if is_conv else schema.DepthwiseConv2DOptionsT()
+        options.padding = padding
+        options.strideH, options.strideW = node.strides[0], node.strides[1] * copies
+        options.dilationHFactor = options.dilationWFactor = 1
+        if not is_conv:
+            options.depthMultiplier = 1
+    options.fusedActivationFunction = _FUSED["linear" if is_linear else node.activation]
+    return options
+
+
 class _Writer:
-    """Emits a network layer by layer; one method per construct."""
+    """Emits a network node by node; one method per construct."""
 
     def __init__(self) -> None:
         self.author = Author()
+        self._containers: dict[tuple[int, bool], _Value] = {}
 
     def map(self, shape, number: MapType, *, is_wide: bool, name: str | None = None) -> _Value:
         """A feature map without operator, in int16 (wide) or int8."""
-        type_, zero = (Type.INT16, 0) if is_wide else (Type.INT8, zero_point(number))
-        step = 2.0**number.exponent
-        index = self.author.tensor((1, *shape), type_, scale=step, zero_point=zero, name=name)
-        return _Value(index, tuple(shape), number, is_wide)
+        value = _Value(-1, tuple(shape), number, is_wide)
+        type_ = Type.INT16 if is_wide else Type.INT8
+        zero = value.zero_point
+        index = self.author.tensor(
+            (1, *shape), type_, scale=number.step, zero_point=zero, name=name
+        )
+        return replace(value, index=index)
 
-    def layer(self, layer: FixedLayer, source: _Value, *, name: str | None) -> _Value:
-        """All operators of one layer, down to its max-pool and its output container."""
-        if layer.kind == "dense" and len(source.shape) > 1:
-            source = self._reshaped(source, (int(np.prod(source.shape)),))
-        if layer.arithmetic == "int32":
-            kernel = _tflite_kernel(layer.kernel, layer.kind)
-            output = self._products(layer, source, kernel, layer.bias, layer.target, name=name)
-            return self._pooled(output, layer.pool)
-        if not source.is_wide:
-            source = self._requantized(source, source.number, is_wide=True)
-        if layer.arithmetic == "int64_split":
-            output = self._split(layer, source)
-        elif layer.kernel_bits == 16:
-            output = self._stacked(layer, source)
-        else:
-            kernel = _tflite_kernel(layer.kernel, layer.kind)
-            output = self._products(layer, source, kernel, layer.bias, layer.target)
-        output = self._pooled(output, layer.pool)
-        if layer.target.bits <= 8:
-            output = self._requantized(output, layer.target, is_wide=False, name=name)
+    def node(self, item: FixedNode, sources: list[_Value]) -> _Value:
+        """All operators of one node, down to its max-pool, its container and its limits."""
+        output = self._pooled(_EMIT[item.node.op](self, item, *sources), item.node.pool)
+        output = self.in_container(output, is_wide=item.target.is_wide)
+        return self._limited(output, item)
+
+    def in_container(self, value: _Value, *, is_wide: bool) -> _Value:
+        """The same codes in int16 or int8; each conversion is made once."""
+        if value.is_wide == is_wide:
+            return value
+        key = (value.index, is_wide)
+        if key not in self._containers:
+            self._containers[key] = self._requantized(value, value.number, is_wide=is_wide)
+        return self._containers[key]
+
+    def _limited(self, value: _Value, item: FixedNode) -> _Value:
+        """The result within those limits that saturation and fused activation do not express."""
+        if not item.node.has_own_map:
+            return value
+        lowest, highest = item.limits
+        bottom, top = (c - value.zero_point for c in (INT16 if value.is_wide else INT8))
+        if lowest > bottom and _may_undercut(item, lowest):
+            value = self._bounded(value, Op.MAXIMUM, lowest)
+        if highest < top and not _has_fused_upper(item):
+            value = self._bounded(value, Op.MINIMUM, highest)
+        return value
+
+    def _bounded(self, value: _Value, op: int, code: int) -> _Value:
+        """Maximum or minimum with a constant code."""
+        type_ = Type.INT16 if value.is_wide else Type.INT8
+        stored = np.full((1,) * (len(value.shape) + 1), code + value.zero_point)
+        bound = self.author.tensor(
+            stored.shape,
+            type_,
+            scale=value.number.step,
+            zero_point=value.zero_point,
+            data=stored,
+        )
+        output = self.map(value.shape, value.number, is_wide=value.is_wide)
+        options = schema.MaximumMinimumOptionsT()
+        self.author.operator(op, [value.index, bound], output.index, options)
         return output
 
-    def _requantized(
-        self, value: _Value, number: MapType, *, is_wide: bool, name: str | None = None
-    ) -> _Value:
+    def _requantized(self, value: _Value, number: MapType, *, is_wide: bool) -> _Value:
         """The same real values in another container or step."""
-        output = self.map(value.shape, number, is_wide=is_wide, name=name)
+        output = self.map(value.shape, number, is_wide=is_wide)
         options = schema.QuantizeOptionsT()
         self.author.operator(Op.QUANTIZE, [value.index], output.index, options)
         return output
@@ -135,21 +188,56 @@ class _Writer:
         self.author.operator(Op.RESHAPE, [value.index, wanted], output.index, options)
         return output
 
+    def _padded(self, value: _Value, padding: Padding) -> _Value:
+        """Zeros around the map."""
+        height, width, channels = value.shape
+        shape = (height + sum(padding[0]), width + sum(padding[1]), channels)
+        amounts = np.array([(0, 0), *padding, (0, 0)])
+        around = self.author.tensor(amounts.shape, Type.INT32, data=amounts)
+        output = self.map(shape, value.number, is_wide=value.is_wide)
+        self.author.operator(Op.PAD, [value.index, around], output.index, schema.PadOptionsT())
+        return output
+
     def _pooled(self, value: _Value, size: int) -> _Value:
         if size == 1:
             return value
         height, width, channels = value.shape
         shape = (height // size, width // size, channels)
+        window = (size, size)
+        return self._pool(value, Op.MAX_POOL_2D, shape, window, window, VALID)
+
+    def _pool(self, value: _Value, op: int, shape, window, strides, padding: int) -> _Value:
         output = self.map(shape, value.number, is_wide=value.is_wide)
         options = schema.Pool2DOptionsT()
-        options.padding, options.fusedActivationFunction = VALID, Activation.NONE
-        options.strideH = options.strideW = options.filterHeight = options.filterWidth = size
-        self.author.operator(Op.MAX_POOL_2D, [value.index], output.index, options)
+        options.padding, options.fusedActivationFunction = padding, Activation.NONE
+        options.filterHeight, options.filterWidth = window
+        options.strideH, options.strideW = strides
+        self.author.operator(op, [value.index], output.index, options)
         return output
+
+    def pool(self, item: FixedNode, source: _Value) -> _Value:
+        """A pool that is a node of its own."""
+        node = item.node
+        op = Op.MAX_POOL_2D if node.op == "max_pool" else Op.AVERAGE_POOL_2D
+        padding = VALID if node.padding == NO_PADDING else SAME
+        return self._pool(source, op, node.shape, node.window, node.strides, padding)
+
+    def weighted(self, item: FixedNode, source: _Value) -> _Value:
+        """Convolution, depthwise convolution or dense layer."""
+        weights = _weights(item)
+        kernel = _tflite_kernel(weights.kernel, item.node.op)
+        if item.arithmetic == "int32":
+            return self._products(item, source, kernel, weights.bias, item.target)
+        source = self.in_container(source, is_wide=True)
+        if item.arithmetic == "int64_split":
+            return self._split(item, source)
+        if weights.bits > 8:
+            return self._stacked(item, source, kernel)
+        return self._products(item, source, kernel, weights.bias, item.target)
 
     def _products(
         self,
-        layer: FixedLayer,
+        item: FixedNode,
         source: _Value,
         kernel: np.ndarray,
         bias: np.ndarray,
@@ -157,67 +245,72 @@ class _Writer:
         *,
         gain: int = 1,
         copies: int = 1,
-        has_relu: bool | None = None,
-        name: str | None = None,
+        is_linear: bool = False,
     ) -> _Value:
         """The weighted operator itself.
 
         ``gain`` multiplies the kernel's steps; ``copies`` of each input column lie side by side
-        (depthwise only); ``has_relu`` None is the layer's own.
+        (depthwise only); ``is_linear`` leaves the activation out.
         """
-        is_packed = layer.kernel_bits == 4 and not source.is_wide
+        weights, op = _weights(item), item.node.op
+        source, padding = self._ready(item, source, copies)
+        is_packed = weights.bits <= 4 and not source.is_wide
         type_ = Type.INT4 if is_packed else Type.INT8
-        steps = 2.0 ** layer.kernel_exponents.astype(float) * gain
-        axis = _AXIS[layer.kind]
-        weights = self.author.tensor(kernel.shape, type_, scale=steps, axis=axis, data=kernel)
+        steps = weights.steps.astype(np.float64) * gain
+        codes = self.author.tensor(kernel.shape, type_, scale=steps, axis=_AXIS[op], data=kernel)
         # Only FULLY_CONNECTED looks at the scale of its bias; elsewhere it would be dead bytes.
-        scale = 2.0**source.number.exponent * steps if layer.kind == "dense" else None
+        scale = source.number.step * steps if op == "dense" else None
         bias_type = Type.INT64 if source.is_wide else Type.INT32
         offsets = self.author.tensor(bias.shape, bias_type, scale=scale, data=bias)
-        shape = self._output_shape(layer, source, copies)
-        output = self.map(shape, number, is_wide=source.is_wide, name=name)
-        relu = layer.has_relu if has_relu is None else has_relu
-        options = _options(layer, stride_w=layer.stride * copies, has_relu=relu)
-        inputs = [source.index, weights, offsets]
-        self.author.operator(_OPS[layer.kind], inputs, output.index, options)
+        shape = _unpooled_shape(item, source, padding, copies)
+        output = self.map(shape, number, is_wide=source.is_wide)
+        options = _weighted_options(item, padding, copies=copies, is_linear=is_linear)
+        inputs = [source.index, codes, offsets]
+        self.author.operator(_WEIGHTED[op], inputs, output.index, options)
         return output
 
-    def _output_shape(self, layer: FixedLayer, source: _Value, copies: int) -> tuple[int, ...]:
-        channels = len(layer.bias)
-        if layer.kind == "dense":
-            return (channels,)
-        height, width = source.shape[0], source.shape[1] // copies
-        return (-(-height // layer.stride), -(-width // layer.stride), channels)
+    def _ready(self, item: FixedNode, source: _Value, copies: int) -> tuple[_Value, int]:
+        """The input, padded if TFLite has no word for it, and TFLite's word.
 
-    def _stacked(self, layer: FixedLayer, source: _Value) -> _Value:
+        TFLite would pad copies of columns one by one, so they are only left to it where it pads
+        both sides alike.
+        """
+        node = item.node
+        if node.op == "dense" or node.padding == NO_PADDING:
+            return source, VALID
+        height, width, _ = source.shape
+        same = same_padding((height, width // copies), node.window, node.strides)
+        if node.padding == same and (copies == 1 or _is_symmetric(same)):
+            return source, SAME
+        rows, (left, right) = node.padding
+        return self._padded(source, (rows, (left * copies, right * copies))), VALID
+
+    def _stacked(self, item: FixedNode, source: _Value, kernel: np.ndarray) -> _Value:
         """16-bit kernel on a map of at most 8 bits, exactly: multiples of the map side by side.
 
         ``sum(factor * part) * x == sum(part * (factor * x))``: one int16 x int8 operator on the
         concatenated multiples, one rounding.
         """
-        factors = _stack_factors(layer.source)
-        parts = _kernel_parts(_tflite_kernel(layer.kernel, layer.kind), factors)
+        bias = _weights(item).bias
+        factors = _stack_factors(source.number)
+        parts = _kernel_parts(kernel, factors)
         by_factor = {f: self._multiple(source, f) for f in dict.fromkeys(factors)}
-        joined = self._joined([by_factor[f] for f in factors], layer.source)
-        if layer.kind != "depthwise":
-            kernel = np.concatenate(parts, axis=-1)
-            return self._products(layer, joined, kernel, layer.bias, layer.target)
-        if layer.stride > 1:
-            raise ParameterError(
-                f"layer {layer.name!r}: a 16-bit depthwise kernel needs stride 1 on this device"
-            )
+        joined = self._joined([by_factor[f] for f in factors], source.number)
+        if item.node.op != "depthwise":
+            stacked = np.concatenate(parts, axis=-1)
+            return self._products(item, joined, stacked, bias, item.target)
         height, width, channels = source.shape
-        joined = self._reshaped(joined, (height, width * len(factors), channels))
-        kernel = np.stack(parts, axis=3).reshape(1, parts[0].shape[1], -1, channels)
         copies = len(factors)
-        return self._products(layer, joined, kernel, layer.bias, layer.target, copies=copies)
+        joined = self._reshaped(joined, (height, width * copies, channels))
+        stacked = np.stack(parts, axis=3).reshape(1, parts[0].shape[1], -1, channels)
+        return self._products(item, joined, stacked, bias, item.target, copies=copies)
 
     def _multiple(self, source: _Value, factor: int) -> _Value:
         """Codes times a power of two: the same values on a finer step."""
         if factor == 1:
             return source
-        number = source.number
-        finer = replace(number, exponent=number.exponent - factor.bit_length() + 1)
+        # The format tells only the step here: the codes fill the whole container.
+        finer = MapType(16, INT16[0], source.number.step / factor)
         return self._requantized(source, finer, is_wide=True)
 
     def _joined(self, values: list[_Value], number: MapType) -> _Value:
@@ -229,52 +322,103 @@ class _Writer:
         self.author.operator(Op.CONCATENATION, [v.index for v in values], output.index, options)
         return output
 
-    def _split(self, layer: FixedLayer, source: _Value) -> _Value:
+    def _split(self, item: FixedNode, source: _Value) -> _Value:
         """16-bit kernel on a 16-bit map: two operators and an addition."""
-        fraction = 0 if layer.target.bits == 16 else SPLIT_FRACTION_BITS
-        number = replace(layer.target, exponent=layer.target.exponent - fraction)
-        hi, lo = split_kernel(_tflite_kernel(layer.kernel, layer.kind))
-        silent = np.zeros_like(layer.bias)
-        high = self._products(layer, source, hi, silent, number, gain=256, has_relu=False)
-        low = self._products(layer, source, lo, layer.bias, number, has_relu=False)
-        output = self.map(high.shape, number, is_wide=True)
+        weights = _weights(item)
+        fraction = 0 if item.target.is_wide else SPLIT_FRACTION_BITS
+        number = MapType(16, INT16[0], item.target.step / 2**fraction)
+        hi, lo = split(_tflite_kernel(weights.kernel, item.node.op))
+        hi_bias, lo_bias = split(weights.bias)
+        high = self._products(item, source, hi, hi_bias, number, gain=256, is_linear=True)
+        low = self._products(item, source, lo, lo_bias, number, is_linear=True)
+        is_linear = item.node.activation == "linear"
+        fused = Activation.NONE if is_linear else Activation.RELU
+        output = self._sum(high, low, number, fused)
+        return output if not fraction else self._requantized(output, item.target, is_wide=False)
+
+    def _sum(self, a: _Value, b: _Value, number: MapType, activation: int) -> _Value:
+        shape = np.broadcast_shapes(a.shape, b.shape)
+        output = self.map(shape, number, is_wide=a.is_wide)
         options = schema.AddOptionsT()
-        options.potScaleInt16 = False
-        options.fusedActivationFunction = Activation.RELU if layer.has_relu else Activation.NONE
-        self.author.operator(Op.ADD, [high.index, low.index], output.index, options)
+        options.potScaleInt16, options.fusedActivationFunction = False, activation
+        self.author.operator(Op.ADD, [a.index, b.index], output.index, options)
         return output
 
+    def add(self, item: FixedNode, *sources: _Value) -> _Value:
+        """Sum of two maps, all three in one container."""
+        is_wide = any(number.is_wide for number in (*item.sources, item.target))
+        a, b = (self.in_container(source, is_wide=is_wide) for source in sources)
+        return self._sum(a, b, item.target, _FUSED[item.node.activation])
 
-def _check(net: FixedNet) -> None:
-    """Refuse what int8 saturation cannot express, with the layer's name."""
-    for layer in net.layers:
-        if layer.target.is_signed and layer.target.bits == 4:
-            raise ParameterError(f"layer {layer.name!r}: a signed 4-bit map needs a ReLU before it")
+    def multiply(self, item: FixedNode, *sources: _Value) -> _Value:
+        """Product of two maps, all three in one container."""
+        is_wide = any(number.is_wide for number in (*item.sources, item.target))
+        a, b = (self.in_container(source, is_wide=is_wide) for source in sources)
+        output = self.map(item.node.shape, item.target, is_wide=is_wide)
+        options = schema.MulOptionsT()
+        options.fusedActivationFunction = _FUSED[item.node.activation]
+        self.author.operator(Op.MUL, [a.index, b.index], output.index, options)
+        return output
+
+    def mean(self, item: FixedNode, source: _Value) -> _Value:
+        """Mean over height and width."""
+        is_wide = source.is_wide or item.target.is_wide
+        source = self.in_container(source, is_wide=is_wide)
+        axes = self.author.tensor((2,), Type.INT32, data=np.array([1, 2]))
+        output = self.map(item.node.shape, item.target, is_wide=is_wide)
+        options = schema.ReducerOptionsT()
+        options.keepDims = len(item.node.shape) > 1
+        self.author.operator(Op.MEAN, [source.index, axes], output.index, options)
+        return output
+
+    def rescale(self, item: FixedNode, source: _Value) -> _Value:
+        """The same values in another format."""
+        return self._requantized(source, item.target, is_wide=item.target.is_wide)
+
+    def sigmoid(self, item: FixedNode, source: _Value) -> _Value:
+        """The logistic function, in 256ths."""
+        output = self.map(item.node.shape, item.target, is_wide=False)
+        self.author.operator(Op.LOGISTIC, [source.index], output.index)
+        return output
+
+    def reshape(self, item: FixedNode, source: _Value) -> _Value:
+        """The same codes in another shape."""
+        return self._reshaped(source, item.node.shape)
+
+
+_EMIT: dict[str, Callable[..., _Value]] = {
+    "conv": _Writer.weighted,
+    "depthwise": _Writer.weighted,
+    "dense": _Writer.weighted,
+    "add": _Writer.add,
+    "multiply": _Writer.multiply,
+    "rescale": _Writer.rescale,
+    "mean": _Writer.mean,
+    "max_pool": _Writer.pool,
+    "average_pool": _Writer.pool,
+    "sigmoid": _Writer.sigmoid,
+    "reshape": _Writer.reshape,
+}
 
 
 def write(net: FixedNet, *, metadata: dict[str, bytes] | None = None) -> bytes:
     """The network as a TFLite flatbuffer.
 
-    Input 'mel' [1, height, width, channels] and output 'logits' [1, out] are int8 codes of the
-    network's input and output map. 4-bit kernels are packed where the maps have at most 8 bits
-    and stored as int8 elsewhere; 16-bit kernels are int8 parts (see ``_stacked``, ``_split``).
+    Input 'mel' [1, *input_shape] and output 'logits' [1, out] are int8 codes of the network's
+    input and output map. 4-bit kernels are packed where the maps have at most 8 bits and stored
+    as int8 elsewhere; 16-bit kernels are int8 parts (see ``_stacked``, ``_split``).
 
     Parameters
     ----------
     metadata : dict of name to bytes, optional
-
-    Raises
-    ------
-    ParameterError
-        naming the layer that the device cannot run.
     """
-    _check(net)
     writer = _Writer()
     source = writer.map(net.input_shape, net.input_map, is_wide=False, name="mel")
-    value = source
-    for layer in net.layers:
-        name = "logits" if layer is net.layers[-1] else None
-        value = writer.layer(layer, value, name=name)
+    values = {INPUT: source}
+    for item in net.nodes:
+        values[item.name] = writer.node(item, [values[name] for name in item.node.inputs])
+    output = values[net.nodes[-1].name]
+    writer.author.rename(output.index, "logits")
     for key, content in (metadata or {}).items():
         writer.author.metadata(key, content)
-    return writer.author.finish([source.index], [value.index])
+    return writer.author.finish([source.index], [output.index])

@@ -98,7 +98,7 @@ def _search(job: Job) -> dict[str, Any]:
     return {
         "trials": len(trials),
         "cpu_seconds": round(sum(t.measured.cpu_seconds for t in trials), 1),
-        "schemes": space.size(job.folded.layer_names),
+        "schemes": space.size(job.folded.weighted),
         "winner_trial": job.winner.number,
         "pareto": [
             {"trial": t.number, "f1": t.measured.f1, "tflite_bytes": t.measured.tflite_bytes}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import time
 from functools import cached_property
 from pathlib import Path
@@ -150,22 +149,22 @@ class Job:
         return fold.fold(self.trained[0])
 
     @cached_property
-    def exponents(self) -> calibrate.Exponents:
-        """Static exponents of every map at every width, from training windows."""
-        stored = self.work / "exponents.json"
+    def maps(self) -> calibrate.Maps:
+        """Static number formats of every map at every width, from training windows."""
+        stored, adapter = self.work / "maps.json", TypeAdapter(calibrate.Maps)
         if stored.exists():
-            return read_as(stored, TypeAdapter(calibrate.Exponents))
+            return read_as(stored, adapter)
         rng = np.random.default_rng(self.settings.seed)
         train = np.asarray(self.fold.train)
         chosen = rng.permutation(train)[:CALIBRATION_WINDOWS]
         inputs = self.examples.inputs(chosen)
-        found = calibrate.exponents(self.folded, inputs, seed=self.settings.seed)
-        write_text(stored, json.dumps(found))
+        found = calibrate.calibrate(self.folded, inputs, seed=self.settings.seed)
+        write_text(stored, adapter.dump_json(found).decode())
         return found
 
     def quantized(self, scheme: Scheme):
         """Quantized model of a scheme with the float model's weights."""
-        return convert.quantized_model(self.folded, scheme, self.exponents)
+        return convert.quantized_model(self.folded, scheme, self.maps)
 
     def card(self, threshold: float) -> Card:
         """What travels with a model of this job."""
@@ -180,7 +179,7 @@ class Job:
     @cached_property
     def int8(self) -> tuple[metrics.Scores, int]:
         """Scores on the test windows and bytes of plain int8, calibrated and not fine-tuned."""
-        model = self.quantized(uniform(self.folded.layer_names, bits=8))
+        model = self.quantized(uniform(self.folded, bits=8))
         found = self.scores(model)
         return found, len(self.exported(model, found.threshold))
 
@@ -247,7 +246,7 @@ class Job:
 
         trials, failed = tuner.search(
             self.settings.space,
-            {layer.name: layer.kernel.size for layer in self.folded.layers},
+            {name: self.folded.kernels[name].size for name in self.folded.weighted},
             self._measure,
             max_trials=total,
             seed=self.settings.seed,
@@ -295,7 +294,7 @@ class Job:
             micro.content,
             self.front_end,
             arena_bytes=micro.arena_bytes(),
-            input_exponent=convert.to_fixed_point(model).input_map.exponent,
+            input_map=convert.to_fixed_point(model).input_map,
             margin_threshold=margin_threshold(self.threshold, micro.output.step),
         )
         self.front_end.save(self.folder / FRONT_END)

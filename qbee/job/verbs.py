@@ -87,7 +87,7 @@ def begun(
     }
     settings = _validated(given)
     network = registry.build(model, n_mels=settings.front_end.n_mels)
-    settings.space.groups_of(fold.fold(network).layer_names)
+    settings.space.groups_of(fold.fold(network).weighted)
     folder = make_folder(out)
     check(folder, settings)
     return Job(folder, settings, watcher)

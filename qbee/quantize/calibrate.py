@@ -1,72 +1,117 @@
-"""Static exponents of feature maps from the float network's activations."""
+"""Static number formats of feature maps from the float network's activations."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from qbee.errors import ParameterError
 from qbee.keras import tf
-from qbee.quantize.fixed_point import MapType
-from qbee.quantize.fold import FoldedLayer, FoldedNet
-from qbee.quantize.power_of_two import best_exponent
+from qbee.quantize import ops, ranges
+from qbee.quantize.fixed_point import SIGMOID_MAP, MapType
+from qbee.quantize.fold import FoldedNet
+from qbee.quantize.graph import INPUT
+from qbee.quantize.quantizers import Alpha
 
-INPUT = "input"
 MENU = (4, 8, 16)
 # Values kept per batch and map: enough for a mean squared error, small enough for any network.
 SAMPLES_PER_BATCH = 50_000
+BATCH_IMAGES = 32
 
-# Exponent by name of the layer that writes the map (or "input") and by bits.
-Exponents = dict[str, dict[int, int]]
-
-
-def run_layer(layer: FoldedLayer, x):
-    """Float output of one folded layer for a batch, as in inference."""
-    strides = [1, layer.stride, layer.stride, 1]
-    if layer.kind == "dense":
-        y = tf.matmul(tf.reshape(x, [len(x), -1]), layer.kernel) + layer.bias
-    elif layer.kind == "conv":
-        y = tf.nn.conv2d(x, layer.kernel, strides, "SAME") + layer.bias
-    else:
-        y = tf.nn.depthwise_conv2d(x, layer.kernel, strides, "SAME") + layer.bias
-    y = tf.nn.relu(y) if layer.has_relu else y
-    return y if layer.pool == 1 else tf.nn.max_pool2d(y, layer.pool, layer.pool, "VALID")
+# Number format by name of the node that writes the map (or "input") and by bits.
+Maps = dict[str, dict[int, MapType]]
 
 
 def _sample(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """At most ``SAMPLES_PER_BATCH`` of the values, always with the largest."""
+    """At most ``SAMPLES_PER_BATCH`` of the values, always with the lowest and the highest."""
     flat = values.ravel()
     if flat.size <= SAMPLES_PER_BATCH:
         return flat
-    chosen = rng.choice(flat, SAMPLES_PER_BATCH - 1)
-    return np.append(chosen, flat[np.argmax(np.abs(flat))])
+    chosen = rng.choice(flat, SAMPLES_PER_BATCH - 2)
+    return np.append(chosen, (flat.min(), flat.max()))
 
 
-def observe(net: FoldedNet, images: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
-    """Sampled float values of the input and of every map, by name.
+def observe(net: FoldedNet, images: np.ndarray, *, seed: int) -> dict[str, list[np.ndarray]]:
+    """Sampled float values, by batch, of the input and of every map, by name.
 
     Parameters
     ----------
-    images : np.ndarray [shape=(n, height, width, channels)]
-        standardised inputs of training windows.
+    images : np.ndarray [shape=(n, *input_shape)]
+        inputs of training windows, as the network takes them.
     """
+    if not len(images):
+        raise ParameterError("images must hold at least one input to calibrate with")
     rng = np.random.default_rng(seed)
-    kept: dict[str, list[np.ndarray]] = {name: [] for name in (INPUT, *net.layer_names)}
-    for start in range(0, len(images), 32):
-        x = tf.constant(images[start : start + 32])
-        kept[INPUT].append(_sample(x.numpy(), rng))
-        for layer in net.layers:
-            x = run_layer(layer, x)
-            kept[layer.name].append(_sample(x.numpy(), rng))
-    return {name: np.concatenate(values) for name, values in kept.items()}
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in (INPUT, *net.maps)}
+
+    def keep(name, y):
+        kept[name].append(_sample(y.numpy(), rng))
+        return y
+
+    for start in range(0, len(images), BATCH_IMAGES):
+        ops.run(net, tf.constant(images[start : start + BATCH_IMAGES]), on_map=keep)
+    return kept
 
 
-def exponents(net: FoldedNet, images: np.ndarray, *, seed: int) -> Exponents:
-    """Exponents of least squared error for every map at every width of the menu."""
+def signs(net: FoldedNet, *, input_is_signed: bool) -> dict[str, bool]:
+    """Whether the result of the input and of each node can be negative."""
+    found = {INPUT: input_is_signed}
+    for node in net.nodes:
+        if node.activation != "linear" or node.op == "sigmoid":
+            found[node.name] = False
+        else:
+            found[node.name] = node.is_weighted or any(found[name] for name in node.inputs)
+    return found
+
+
+def calibrate(
+    net: FoldedNet,
+    images: np.ndarray,
+    *,
+    seed: int,
+    method: str = "mse",
+    alpha: Alpha = "auto_po2",
+    is_affine: bool = False,
+) -> Maps:
+    """Number formats for every map at every width of the menu.
+
+    Parameters
+    ----------
+    images : np.ndarray [shape=(n, *input_shape)]
+        inputs of training windows; about 100 are enough. Without a negative value among them
+        the input map is unsigned.
+    method : str
+        one of ``ranges.names()``
+    alpha : 'auto_po2' or 'auto'
+        power-of-two or free steps
+    is_affine : bool
+        asymmetric formats for maps of at most 8 bits that can be negative; needs alpha='auto'.
+    """
     seen = observe(net, images, seed=seed)
-    signed = {INPUT: True} | {layer.name: not layer.has_relu for layer in net.layers}
-    found: Exponents = {}
-    for name, values in seen.items():
-        found[name] = {}
-        for bits in MENU:
-            lowest, highest = MapType(bits, signed[name], 0).codes
-            found[name][bits] = best_exponent(values, lowest=lowest, highest=highest)
+    is_signed = signs(net, input_is_signed=bool(np.min(images) < 0))
+    found: Maps = {}
+    for name, batches in seen.items():
+        found[name] = {
+            bits: ranges.map_type(
+                batches,
+                bits=bits,
+                is_signed=is_signed[name],
+                method=method,
+                alpha=alpha,
+                is_affine=is_affine and is_signed[name] and bits <= 8,
+            )
+            for bits in MENU
+        }
+    return found
+
+
+def formats(net: FoldedNet, maps: Maps, bits: Mapping[str, int]) -> dict[str, MapType]:
+    """Number format of the input and of every node when maps have these widths."""
+    found = {INPUT: maps[INPUT][bits[INPUT]]}
+    for node in net.nodes:
+        if node.has_own_map:
+            found[node.name] = maps[node.name][bits[node.name]]
+        else:
+            found[node.name] = SIGMOID_MAP if node.op == "sigmoid" else found[node.inputs[0]]
     return found

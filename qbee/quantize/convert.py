@@ -1,88 +1,116 @@
-"""Folded float network + scheme + calibrated exponents -> quantized Keras model -> integers."""
+"""Folded float network + scheme + calibrated maps -> quantized Keras model -> integers."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from qbee.errors import ParameterError
 from qbee.keras import keras, qkeras
-from qbee.quantize.calibrate import INPUT, Exponents
-from qbee.quantize.fixed_point import FixedLayer, FixedNet, MapType
-from qbee.quantize.fold import FoldedLayer, FoldedNet
-from qbee.quantize.layers import QuantizedLayer
-from qbee.quantize.quantizers import quantized_bits_featuremap
+from qbee.quantize.calibrate import Maps, formats
+from qbee.quantize.featuremap import quantized_bits_featuremap
+from qbee.quantize.fixed_net import FixedNet, FixedNode, FixedWeights
+from qbee.quantize.fixed_point import MapType
+from qbee.quantize.fold import FoldedNet
+from qbee.quantize.graph import INPUT, Node
+from qbee.quantize.layers import QuantizedLayer, QuantizedOp
+from qbee.quantize.quantizers import Alpha
 from qbee.quantize.scheme import LayerBits, Scheme
 
 
 def _layer(
-    folded: FoldedLayer, bits: LayerBits, source: MapType, exponents: Exponents
-) -> QuantizedLayer:
-    exponent = exponents[folded.name][bits.map]
-    target = MapType(bits=bits.map, is_signed=not folded.has_relu, exponent=exponent)
+    net: FoldedNet,
+    node: Node,
+    bits: LayerBits | None,
+    found: dict[str, MapType],
+    alpha: Alpha,
+    is_per_tensor: bool,
+) -> QuantizedOp:
+    sources = [found[name] for name in node.inputs]
+    common = {"node": node, "sources": sources, "target": found[node.name], "name": node.name}
+    if not node.is_weighted:
+        return QuantizedOp(**common)
+    assert bits is not None
     return QuantizedLayer(
-        kind=folded.kind,
-        kernel_shape=folded.kernel.shape,
+        **common,
+        kernel_shape=net.kernels[node.name].shape,
         kernel_bits=bits.kernel,
         bias_bits=bits.bias,
-        source=source,
-        target=target,
-        has_relu=folded.has_relu,
-        stride=folded.stride,
-        pool=folded.pool,
-        name=folded.name,
+        alpha=alpha,
+        is_per_tensor=is_per_tensor,
     )
 
 
-def quantized_model(net: FoldedNet, scheme: Scheme, exponents: Exponents):
+def _check_sigmoids(net: FoldedNet, found: dict[str, MapType]) -> None:
+    for node in net.nodes:
+        if node.op == "sigmoid" and found[node.inputs[0]].is_wide:
+            raise ParameterError(
+                f"layer {node.inputs[0]!r} must have a map of at most 8 bits: "
+                f"the sigmoid {node.name!r} reads it"
+            )
+
+
+def quantized_model(
+    net: FoldedNet,
+    scheme: Scheme,
+    maps: Maps,
+    *,
+    alpha: Alpha = "auto_po2",
+    is_per_tensor: bool = False,
+):
     """Trainable quantized Keras model with the weights of ``net``.
 
-    Inputs are standardised mel images [n, height, width, channels]; outputs are logits on the
-    grid of the output map. In inference mode it computes what ``fixed_point.forward`` and the
-    exported .tflite compute.
+    Outputs are those of the float model: a softmax or sigmoid at its end follows, in floating
+    point, the logits on the grid of the output map. Up to there, the model in inference mode
+    computes what ``fixed_net.forward`` and the exported .tflite compute.
+
+    Parameters
+    ----------
+    alpha : 'auto_po2' or 'auto'
+        power-of-two or free kernel steps
+    is_per_tensor : bool
+        one step for each kernel instead of one for each of its channels (FAT: scalar mode).
 
     Raises
     ------
     ParameterError
-        if the scheme names other layers than the network has.
+        if the scheme names other layers than the network has, or the device cannot run it.
     """
-    scheme.check(net.layer_names)
-    source = MapType(scheme.input_bits, True, exponents[INPUT][scheme.input_bits])
-    quantizer = quantized_bits_featuremap(source.bits, True, source.exponent)
-    x = inputs = keras.Input(net.input_shape, name="mel")
-    x = qkeras.QActivation(quantizer, name=INPUT)(x)
-    layers = []
-    for folded in net.layers:
-        layer = _layer(folded, scheme.layers[folded.name], source, exponents)
-        x, source = layer(x), layer.target
-        layers.append(layer)
-    model = keras.Model(inputs, x, name=net.name)
-    for folded, layer in zip(net.layers, layers, strict=True):
-        layer.set_weights([folded.kernel, folded.bias])
-    return model
+    scheme.check(net)
+    widths = {INPUT: scheme.input_bits} | {n: b.map for n, b in scheme.layers.items()}
+    found = formats(net, maps, widths)
+    _check_sigmoids(net, found)
+    inputs = keras.Input(net.input_shape, name="mel")
+    quantizer = quantized_bits_featuremap.of(found[INPUT])
+    values = {INPUT: qkeras.QActivation(quantizer, name=INPUT)(inputs)}
+    for node in net.nodes:
+        layer = _layer(net, node, scheme.layers.get(node.name), found, alpha, is_per_tensor)
+        x = [values[name] for name in node.inputs]
+        values[node.name] = layer(x if len(x) > 1 else x[0])
+        if node.is_weighted:
+            layer.set_weights([net.kernels[node.name], net.biases[node.name]])
+    output = values[net.nodes[-1].name]
+    if net.head is not None:
+        output = keras.layers.Activation(net.head, name=net.head)(output)
+    return keras.Model(inputs, output, name=net.name)
 
 
-def _fixed_layer(layer: QuantizedLayer) -> FixedLayer:
-    kernel, exponents, _ = layer.quantized()
-    bias = layer.bias_quantizer.codes(layer.bias, exponents + layer.source.exponent)
-    steps = 2.0 ** exponents.numpy().astype(np.float64)
-    shape = (-1, 1) if layer.kind == "depthwise" else (-1,)
-    codes = np.rint(kernel.numpy().astype(np.float64) / steps.reshape(shape))
-    return FixedLayer(
-        name=layer.name,
-        kind=layer.kind,
-        kernel=codes.astype(np.int64),
-        kernel_bits=layer.kernel_quantizer.bits,
-        kernel_exponents=exponents.numpy().astype(np.int64),
-        bias=bias.numpy().astype(np.int64),
-        source=layer.source,
-        target=layer.target,
-        has_relu=layer.has_relu,
-        stride=layer.stride,
-        pool=layer.pool,
-    )
+def logits_model(model):
+    """The part of a quantized model up to its logits: without softmax or sigmoid at the end."""
+    last = [layer for layer in model.layers if isinstance(layer, QuantizedOp)][-1]
+    return model if model.layers[-1] is last else keras.Model(model.input, last.output)
+
+
+def _fixed_node(layer: QuantizedOp) -> FixedNode:
+    if not isinstance(layer, QuantizedLayer):
+        return FixedNode(layer.node, layer.sources, layer.target)
+    codes, steps, bias = (value.numpy() for value in layer.integers())
+    weights = FixedWeights(codes.astype(np.int64), layer.kernel_quantizer.bits, steps, bias)
+    return FixedNode(layer.node, layer.sources, layer.target, weights)
 
 
 def to_fixed_point(model) -> FixedNet:
     """Integers of a quantized Keras model: the record that is verified and exported."""
-    layers = [layer for layer in model.layers if isinstance(layer, QuantizedLayer)]
+    layers = [layer for layer in model.layers if isinstance(layer, QuantizedOp)]
+    number = model.get_layer(INPUT).quantizer.number
     shape = tuple(model.input_shape[1:])
-    return FixedNet(model.name, shape, tuple(_fixed_layer(layer) for layer in layers))
+    return FixedNet(model.name, shape, number, tuple(_fixed_node(layer) for layer in layers))

@@ -1,4 +1,4 @@
-"""The Keras layer whose inference is the integer specification, code for code."""
+"""The Keras layers whose inference is the integer specification, code for code."""
 
 from __future__ import annotations
 
@@ -7,91 +7,163 @@ from dataclasses import asdict
 import numpy as np
 
 from qbee.keras import keras, tf
-from qbee.quantize.fixed_point import (
-    INT16,
-    SPLIT_FRACTION_BITS,
-    MapType,
-    arithmetic_of,
-    max_kernel_code,
-)
-from qbee.quantize.quantizers import power_of_two, quantized_bias, quantized_kernel
-from qbee.quantize.quantizers import straight_through as straight
+from qbee.quantize import exact, ops
+from qbee.quantize.fixed_net import SPLIT_FRACTION_BITS, limits
+from qbee.quantize.fixed_point import INT16, MapType, arithmetic_of, max_kernel_code
+from qbee.quantize.graph import CHANNEL_AXIS, Node, Op
+from qbee.quantize.quantizers import Alpha, power_of_two, quantized_bias, quantized_kernel
 
-# Axis of the output channels in a Keras kernel of each kind.
-CHANNEL_AXIS = {"conv": 3, "depthwise": 2, "dense": 1}
 # TFLite Micro replaces multipliers below 2^-32 by 0.
 LARGEST_SHIFT = 31
 
 
-def kernel_quantizer(kind: str, bits: int) -> quantized_kernel:
+def kernel_quantizer(
+    op: Op, bits: int, alpha: Alpha = "auto_po2", *, is_per_tensor: bool = False
+) -> quantized_kernel:
     """Quantizer with one step per channel; 4-bit dense kernels have one step in all.
 
     TFLite Micro has no per-channel int4 FULLY_CONNECTED.
     """
-    per_tensor = kind == "dense" and bits == 4
-    return quantized_kernel(bits, scale_axis=None if per_tensor else CHANNEL_AXIS[kind])
+    is_single = is_per_tensor or (op == "dense" and bits <= 4)
+    return quantized_kernel(bits, alpha, scale_axis=None if is_single else CHANNEL_AXIS[op])
 
 
-def _round_int32(codes, k):
-    """``requantize_int32`` in floating point, of accumulator codes and shifts."""
-    halved = tf.floor((codes + 1) / 2) * 2.0 ** (1 - k)
-    right = tf.sign(halved) * tf.floor(tf.abs(halved) + 0.5)
-    return tf.where(k > 0, right, codes * 2.0**-k)
+def fake_quantized(y, step: float, limits: tuple[int, int], up=0.0, down=0.0):
+    """Nearest value on the grid, saturating; the gradient ignores the rounding only.
+
+    Halves are rounded away from zero after ``up`` or ``down`` codes were added to the magnitude
+    of a positive or negative value.
+    """
+    lowest, highest = limits
+
+    @tf.custom_gradient
+    def rounded(y):
+        scaled = y * (1 / step)
+        codes = tf.floor(scaled + (0.5 + up))
+        if lowest < 0:
+            codes = tf.where(scaled < 0, -tf.floor((0.5 + down) - scaled), codes)
+        codes = tf.clip_by_value(codes, lowest, highest)
+
+        def gradient(upstream):
+            is_inside = tf.logical_and(y >= lowest * step, y <= highest * step)
+            return tf.where(is_inside, upstream, 0.0)
+
+        return codes * step, gradient
+
+    return rounded(y)
 
 
-def _round_int64(codes, k):
-    """``requantize_int64`` in floating point, of accumulator codes and shifts."""
-    return tf.floor(codes * 2.0**-k + 0.5)
+def _number(value: MapType | dict) -> MapType:
+    return value if isinstance(value, MapType) else MapType(**value)
 
 
-class QuantizedLayer(keras.layers.Layer):
-    """Convolution, depthwise convolution or dense layer with max-pool, ReLU and quantized output.
+def _node(value: Node | dict) -> Node:
+    if isinstance(value, Node):
+        return value
+    lists = ("inputs", "shape", "window", "strides")
+    padding = tuple(tuple(pair) for pair in value["padding"])
+    return Node(**{**value, **{k: tuple(value[k]) for k in lists}, "padding": padding})
 
-    The max-pool comes before bias, ReLU and rounding, which is exact because all three are
-    monotone, and four times cheaper. In training the sums are float32 and gradients pass
-    straight through rounding, but not through saturation. At inference every operation is exact
-    (float64 where float32 would not be), so outputs are the device's codes times the step.
+
+class QuantizedOp(keras.layers.Layer):
+    """A node without weights, its activation, its max-pool and its quantized output.
+
+    In training the operation is floating-point and gradients pass straight through rounding, but
+    not through saturation. At inference it is integer arithmetic, so outputs are the device's
+    codes times the step.
 
     Parameters
     ----------
-    kind : 'conv', 'depthwise' or 'dense'
+    node : Node or its dict
+    sources, target : MapType or its dict
+        number formats of inputs and output.
+    """
+
+    def __init__(self, *, node, sources, target, **kwargs):
+        super().__init__(**kwargs)
+        self.node, self.target = _node(node), _number(target)
+        self.sources = tuple(_number(source) for source in sources)
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Lowest and highest code of the output."""
+        return limits(self.node.activation, self.target)
+
+    def get_config(self) -> dict:
+        """Arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "node": asdict(self.node),
+            "sources": [asdict(source) for source in self.sources],
+            "target": asdict(self.target),
+        }
+
+    def call(self, inputs, training=None):
+        """Quantized output; inputs must lie on the grids of ``sources``."""
+        inputs = inputs if isinstance(inputs, list | tuple) else [inputs]
+        if self.node.op not in exact.UNWEIGHTED:
+            # Reordering and maxima keep every value on its grid.
+            return ops.UNWEIGHTED[self.node.op](self.node, *inputs)
+        if training:
+            y = ops.UNWEIGHTED[self.node.op](self.node, *inputs)
+            y = fake_quantized(y, self.target.step, self.limits)
+            return ops.pooled(y, self.node.pool)
+        codes = [exact.codes_of(x, s) for x, s in zip(inputs, self.sources, strict=True)]
+        found = exact.UNWEIGHTED[self.node.op](self.node, self.sources, self.target, *codes)
+        values = exact.values_of(tf.clip_by_value(found, *self.limits), self.target)
+        return ops.pooled(values, self.node.pool)
+
+
+class QuantizedLayer(QuantizedOp):
+    """Convolution, depthwise convolution or dense layer with activation and max-pool.
+
+    The max-pool comes before bias, activation and rounding, which is exact because all three are
+    monotone, and four times cheaper.
+
+    Parameters
+    ----------
     kernel_shape : tuple
     kernel_bits, bias_bits : int
-    source, target : MapType or its dict
-        number formats of input and output.
+    alpha, is_per_tensor
+        of the kernel's quantizer.
     """
 
     def __init__(
         self,
         *,
-        kind,
         kernel_shape,
         kernel_bits,
         bias_bits,
-        source,
-        target,
-        has_relu,
-        stride,
-        pool,
+        alpha="auto_po2",
+        is_per_tensor=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.kind, self.kernel_shape = kind, tuple(kernel_shape)
-        self.kernel_quantizer = kernel_quantizer(kind, kernel_bits)
+        self.kernel_shape, self.is_per_tensor = tuple(kernel_shape), is_per_tensor
+        self.kernel_quantizer = kernel_quantizer(
+            self.node.op, kernel_bits, alpha, is_per_tensor=is_per_tensor
+        )
         self.bias_quantizer = quantized_bias(bias_bits)
-        self.source = source if isinstance(source, MapType) else MapType(**source)
-        self.target = target if isinstance(target, MapType) else MapType(**target)
-        self.has_relu, self.stride, self.pool = has_relu, stride, pool
+
+    @property
+    def source(self) -> MapType:
+        """Number format of the input."""
+        return self.sources[0]
+
+    @property
+    def channel_axis(self) -> int:
+        """Axis of the output channels in the kernel."""
+        return CHANNEL_AXIS[self.node.op]
 
     @property
     def channels(self) -> int:
         """Number of output channels."""
-        return self.kernel_shape[CHANNEL_AXIS[self.kind]]
+        return self.kernel_shape[self.channel_axis]
 
     @property
     def arithmetic(self) -> str:
         """Which of the device's ways computes this layer."""
-        return arithmetic_of(self.source.bits, self.kernel_quantizer.bits, self.target.bits)
+        return arithmetic_of(self.source, self.kernel_quantizer.bits, self.target)
 
     def build(self, input_shape):
         """Create kernel and bias."""
@@ -103,106 +175,99 @@ class QuantizedLayer(keras.layers.Layer):
         """Arguments of the constructor."""
         return {
             **super().get_config(),
-            "kind": self.kind,
             "kernel_shape": self.kernel_shape,
             "kernel_bits": self.kernel_quantizer.bits,
             "bias_bits": self.bias_quantizer.bits,
-            "source": asdict(self.source),
-            "target": asdict(self.target),
-            "has_relu": self.has_relu,
-            "stride": self.stride,
-            "pool": self.pool,
+            "alpha": self.kernel_quantizer.alpha,
+            "is_per_tensor": self.is_per_tensor,
         }
 
-    def _lowest_exponents(self):
-        """Finest kernel exponents whose bias codes and shifts the device can hold.
+    def _by_channel(self, values):
+        """Values [out] in the rank of the kernel."""
+        axis = self.channel_axis
+        return tf.reshape(values, [-1 if i == axis else 1 for i in range(len(self.kernel_shape))])
+
+    def _lowest_steps(self):
+        """Finest kernel steps whose bias codes and multipliers the device can hold.
 
         They matter to channels whose kernel is tiny beside their bias (a batch norm that has
         all but switched the channel off).
         """
         limit = 2.0 ** (30 if self.arithmetic == "int32" else 46)
-        peak = tf.maximum(tf.abs(self.bias), 2.0**-100)
-        of_bias = tf.cast(tf.math.ceil(tf.math.log(peak / limit) / tf.math.log(2.0)), tf.int32)
-        lowest = tf.maximum(of_bias, self.target.exponent - LARGEST_SHIFT) - self.source.exponent
-        axis = self.kernel_quantizer.scale_axis
-        if axis is None:
+        finest = self.target.step * 2.0**-LARGEST_SHIFT
+        needed = tf.maximum(tf.abs(self.bias) / limit, finest) / self.source.step
+        log2 = tf.math.log(tf.maximum(needed, 2.0**-120)) / tf.math.log(2.0)
+        lowest = power_of_two(tf.math.ceil(log2))
+        if self.kernel_quantizer.scale_axis is None:
             return tf.reduce_max(lowest)
-        return tf.reshape(lowest, [-1 if i == axis else 1 for i in range(len(self.kernel_shape))])
+        return self._by_channel(lowest)
 
     def quantized(self):
-        """Quantized kernel, its exponents [out], and quantized bias on the accumulator's grid."""
-        lowest = self._lowest_exponents()
-        kernel, exponents = self.kernel_quantizer.with_exponents(self.kernel, lowest)
-        exponents = tf.broadcast_to(tf.reshape(exponents, [-1]), [self.channels])
-        bias = self.bias_quantizer.on_grid(self.bias, exponents + self.source.exponent)
-        return kernel, exponents, bias
+        """Quantized kernel, the steps [out] of its codes, and quantized bias."""
+        kernel, steps = self.kernel_quantizer.with_steps(self.kernel, self._lowest_steps())
+        steps = tf.broadcast_to(tf.reshape(steps, [-1]), [self.channels])
+        return kernel, steps, self.bias_quantizer.on_grid(self.bias, self._grid(steps))
+
+    def _grid(self, steps):
+        """Steps [out], float64, of the accumulators."""
+        return tf.cast(steps, tf.float64) * self.source.step
+
+    def integers(self):
+        """Kernel codes (float32), their steps [out], and accumulator codes of the bias (int64)."""
+        _, steps, _ = self.quantized()
+        codes = self.kernel_quantizer.codes(self.kernel, self._by_channel(steps))
+        bias = self.bias_quantizer.codes(self.bias, self._grid(steps))
+        return codes, steps, tf.cast(bias, tf.int64)
 
     def call(self, inputs, training=None):
         """Quantized output; inputs must lie on the grid of ``source``."""
-        kernel, exponents, bias = self.quantized()
-        shifts = self.target.exponent - self.source.exponent - exponents
         if training:
-            return self._trained(self._pooled(self._products(inputs, kernel)) + bias, shifts)
-        step = tf.cast(power_of_two(exponents), tf.float64)
-        bias = self.bias_quantizer.codes(self.bias, exponents + self.source.exponent)
+            return self._trained(inputs)
+        kernel, steps, bias = self.integers()
+        multipliers = self._grid(steps) / self.target.step
+        codes = exact.codes_of(inputs, self.source)
         if self.arithmetic == "int64_split":
-            return self._split(inputs, kernel, step, bias, shifts)
-        sums = self._products(self._exact(inputs), self._exact(kernel))
-        codes = tf.cast(self._pooled(sums), tf.float64) * 2.0**-self.source.exponent / step
-        return self._values(self._rounded(codes + bias, shifts))
+            found = self._split(codes, kernel, bias, multipliers)
+        else:
+            sums = ops.products(self.node, self._wide_enough(codes), self._wide_enough(kernel))
+            total = tf.cast(ops.pooled(sums, self.node.pool), tf.int64) + bias
+            is_int32 = self.arithmetic == "int32"
+            rescale = exact.requantize_int32 if is_int32 else exact.requantize_int64
+            found = rescale(total, multipliers)
+        return exact.values_of(tf.clip_by_value(found, *self.limits), self.target)
 
-    def _exact(self, x):
-        """``x``, widened if float32 could not hold every sum of products of codes."""
+    def _wide_enough(self, codes):
+        """Codes in float32 if it can hold every sum of their products, else in float64."""
         terms = np.prod(self.kernel_shape) // self.channels
         largest = max(-self.source.codes[0], self.source.codes[1])
         is_exact = terms * largest * max_kernel_code(self.kernel_quantizer.bits) < 2**24
-        return x if is_exact else tf.cast(x, tf.float64)
+        return tf.cast(codes, tf.float32 if is_exact else tf.float64)
 
-    def _products(self, x, kernel):
-        """Sums of products of inputs and kernel."""
-        strides = [1, self.stride, self.stride, 1]
-        if self.kind == "dense":
-            return tf.matmul(tf.reshape(x, [-1, self.kernel_shape[0]]), kernel)
-        if self.kind == "conv":
-            return tf.nn.conv2d(x, kernel, strides, "SAME")
-        return tf.nn.depthwise_conv2d(x, kernel, strides, "SAME")
+    def _trained(self, inputs):
+        """Rounded as on the device, but for ties: float32 sums do not lie exactly on a grid."""
+        kernel, steps, bias = self.quantized()
+        y = ops.pooled(ops.products(self.node, inputs, kernel), self.node.pool) + bias
+        multipliers = tf.cast(self._grid(steps) / self.target.step, tf.float32)
+        # The device adds one to positive accumulators before it shifts by two bits or more; the
+        # half of an accumulator code on top keeps sums that ought to be ties on their side.
+        down = tf.where(multipliers <= 0.5, 0.5 * multipliers, 0.0)
+        up = tf.where(multipliers <= 0.25, 3 * down, down)
+        return fake_quantized(y, self.target.step, self.limits, up, down)
 
-    def _pooled(self, y):
-        return y if self.pool == 1 else tf.nn.max_pool2d(y, self.pool, self.pool, "VALID")
-
-    def _rounded(self, codes, shifts):
-        """Output codes, before saturation, of accumulator codes."""
-        round_ = _round_int32 if self.arithmetic == "int32" else _round_int64
-        return round_(codes, tf.cast(shifts, codes.dtype))
-
-    def _values(self, codes):
-        """Real values, float32, of output codes after saturation."""
-        lowest, highest = (float(c) for c in self.target.codes)
-        return tf.cast(tf.clip_by_value(codes, lowest, highest), tf.float32) * (
-            2.0**self.target.exponent
-        )
-
-    def _trained(self, y, shifts):
-        """Rounded and saturated ``y``; the gradient ignores the rounding only."""
-        accumulator = tf.round(
-            tf.stop_gradient(y) * 2.0**-self.target.exponent * power_of_two(shifts)
-        )
-        lowest, highest = (c * 2.0**self.target.exponent for c in self.target.codes)
-        rounded = self._values(self._rounded(accumulator, shifts))
-        return straight(tf.clip_by_value(y, lowest, highest), rounded)
-
-    def _split(self, inputs, kernel, step, bias, shifts):
-        """Twin of ``fixed_point._split_forward``; only the finished sum may be pooled."""
-        fraction = 0 if self.target.bits == 16 else SPLIT_FRACTION_BITS
-        channels = [-1 if i == CHANNEL_AXIS[self.kind] else 1 for i in range(kernel.shape.rank)]
-        codes = tf.cast(kernel, tf.float64) / tf.reshape(step, channels)
-        hi = tf.floor((codes + 128) / 256)
-        source = tf.cast(inputs, tf.float64) * 2.0**-self.source.exponent
-        k = tf.cast(shifts - fraction, tf.float64)
+    def _split(self, codes, kernel, bias, multipliers):
+        """Twin of ``fixed_net._split``; only the finished sum may be pooled."""
+        fraction = 0 if self.target.is_wide else SPLIT_FRACTION_BITS
+        kernel = tf.cast(kernel, tf.float64)
+        hi = tf.floor((kernel + 128) / 256)
+        high = tf.bitwise.right_shift(bias + 128, tf.constant(8, tf.int64))
+        source = tf.cast(codes, tf.float64)
         parts = []
-        for part, factor, offset in ((hi, 256.0, 0.0), (codes - 256 * hi, 1.0, bias)):
-            total = self._products(source, part) * factor + offset
-            parts.append(tf.clip_by_value(_round_int64(total, k), *map(float, INT16)))
-        lowest = 0.0 if self.has_relu else float(INT16[0])
-        total = self._pooled(tf.clip_by_value(parts[0] + parts[1], lowest, float(INT16[1])))
-        return self._values(_round_int32(total, tf.constant(float(fraction), tf.float64)))
+        for part, factor, offset in ((hi, 256, high), (kernel - 256 * hi, 1, bias - 256 * high)):
+            total = tf.cast(ops.products(self.node, source, part), tf.int64) + offset
+            found = exact.requantize_int64(total, multipliers * float(factor * 2**fraction))
+            parts.append(tf.clip_by_value(found, *INT16))
+        lowest = INT16[0] if self.node.activation == "linear" else 0
+        total = tf.clip_by_value(parts[0] + parts[1], lowest, INT16[1])
+        pooled = ops.pooled(tf.cast(total, tf.float32), self.node.pool)
+        total = tf.cast(pooled, tf.int64)
+        return exact.requantize_int32(total, tf.constant(2.0**-fraction, tf.float64))

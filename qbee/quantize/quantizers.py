@@ -1,12 +1,16 @@
-"""QKeras quantizers with power-of-two steps; their numpy twins are in ``fixed_point``."""
+"""QKeras quantizers of kernels and biases; their numpy twins are in ``fixed_point``."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from qbee.errors import ParameterError
 from qbee.keras import qkeras, tf
-from qbee.quantize.fixed_point import MapType, max_kernel_code
+from qbee.quantize.fixed_point import max_kernel_code
 from qbee.quantize.power_of_two import CANDIDATES
 
+Alpha = Literal["auto", "auto_po2"]
+ALPHAS = ("auto", "auto_po2")
 # Steps below 2^-126 are no normal float32; some candidates lie a little below this.
 LOWEST_EXPONENT = -120.0
 
@@ -25,19 +29,31 @@ def power_of_two(exponents):
     return tf.bitcast((tf.cast(exponents, tf.int32) + 127) * 2**23, tf.float32)
 
 
+def covering_exponent(peak, max_code: int):
+    """Exponents, int32, of the finest power-of-two grids up to ``max_code`` that cover ``peak``.
+
+    0 where the peak is 0.
+    """
+    safe = tf.where(peak > 0, peak, float(max_code))
+    log2 = tf.math.log(safe / max_code) / tf.math.log(2.0)
+    return tf.cast(tf.maximum(tf.math.ceil(log2), LOWEST_EXPONENT), tf.int32)
+
+
 class quantized_kernel(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras' naming
-    """Symmetric kernel quantizer with one power-of-two step of least squared error per channel.
+    """Symmetric kernel quantizer with one step per channel.
 
     Parameters
     ----------
     bits : int in [2, 16]
+    alpha : 'auto_po2' or 'auto'
+        power-of-two step of least squared error, or the free step that reaches the peak.
     scale_axis : int or None
-        axis of the channels; None is one step for the whole kernel.
+        axis of the channels (2 for depthwise kernels); None is one step for the whole kernel.
 
     Raises
     ------
     ParameterError
-        if ``bits`` is out of range.
+        if an argument is out of range.
 
     Notes
     -----
@@ -45,60 +61,71 @@ class quantized_kernel(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras'
     QKeras' ``auto_po2`` makes 16-bit kernels lose 70 dB and 31-bit biases vanish.
     """
 
-    def __init__(self, bits: int, scale_axis: int | None = None):
+    def __init__(self, bits: int, alpha: Alpha = "auto_po2", scale_axis: int | None = None):
         super().__init__()
         if not 2 <= bits <= 16:
             raise ParameterError(f"bits={bits} must be in [2, 16]")
-        self.bits, self.scale_axis = bits, scale_axis
+        if alpha not in ALPHAS:
+            raise ParameterError(f"alpha={alpha!r} must be one of {', '.join(ALPHAS)}")
+        self.bits, self.alpha, self.scale_axis = bits, alpha, scale_axis
         self.max_code = max_kernel_code(bits)
 
-    def _reduced(self, x) -> list[int]:
-        """Axes that share one step."""
+    def _shared_axes(self, x) -> list[int]:
         axis = None if self.scale_axis is None else self.scale_axis % len(x.shape)
         return [i for i in range(len(x.shape)) if i != axis]
 
-    def exponents(self, x):
-        """Exponents of the steps, int32, shaped like ``x`` with length 1 on the shared axes."""
-        axes = self._reduced(x)
+    def steps(self, x):
+        """Steps, float32, shaped like ``x`` with length 1 on the axes that share one."""
+        axes = self._shared_axes(x)
         peak = tf.reduce_max(tf.abs(x), axes, keepdims=True)
-        safe = tf.where(peak > 0, peak, float(self.max_code))
-        log2 = tf.math.log(safe / self.max_code) / tf.math.log(2.0)
-        covering = tf.cast(tf.maximum(tf.math.ceil(log2), LOWEST_EXPONENT), tf.int32)
+        if self.alpha == "auto_po2":
+            return power_of_two(self._best_exponents(x, peak, axes))
+        return tf.where(peak > 0, peak / float(self.max_code), 1.0)
+
+    def _best_exponents(self, x, peak, axes):
+        """Exponents of least squared error; 0 where the peak is 0."""
+        covering = covering_exponent(peak, self.max_code)
         # In units of the covering step, as squares of tiny kernels' errors would underflow.
-        unit = power_of_two(covering)
-        errors = [
-            tf.reduce_mean(((self._rounded(x, covering + c) - x) / unit) ** 2, axes, keepdims=True)
-            for c in CANDIDATES
-        ]
+        scaled = x / power_of_two(covering)
+        errors = []
+        for candidate in CANDIDATES:
+            step = 2.0**candidate
+            errors.append(
+                tf.reduce_mean((self.codes(scaled, step) * step - scaled) ** 2, axes, keepdims=True)
+            )
         best = tf.argmin(tf.stack(errors), output_type=tf.int32)
-        chosen = covering + tf.gather(tf.constant(CANDIDATES), best)
-        return tf.where(peak > 0, chosen, 0)
+        return tf.where(peak > 0, covering + tf.gather(tf.constant(CANDIDATES), best), 0)
 
-    def _rounded(self, x, exponents):
-        step = power_of_two(exponents)
-        return tf.clip_by_value(tf.floor(x / step + 0.5), -self.max_code, self.max_code) * step
+    def codes(self, x, steps):
+        """Codes, float32, of ``x`` on grids of these steps."""
+        return tf.clip_by_value(tf.floor(x / steps + 0.5), -self.max_code, self.max_code)
 
-    def with_exponents(self, x, lowest=None):
-        """Quantized ``x`` with a straight-through gradient, and the exponents of its steps.
+    def with_steps(self, x, lowest=None):
+        """Quantized ``x`` with a straight-through gradient, and its steps.
 
-        ``lowest`` limits the exponents from below; it broadcasts to their shape.
+        ``lowest`` limits the steps from below; it broadcasts to their shape.
         """
-        exponents = self.exponents(tf.stop_gradient(x))
-        exponents = exponents if lowest is None else tf.maximum(exponents, lowest)
-        return straight_through(x, self._rounded(x, exponents)), exponents
+        fixed = tf.stop_gradient(x)
+        steps = self.steps(fixed)
+        steps = steps if lowest is None else tf.maximum(steps, lowest)
+        return straight_through(x, self.codes(fixed, steps) * steps), steps
 
     def __call__(self, x):
         """Quantized ``x``, same shape."""
-        return self.with_exponents(x)[0]
+        return self.with_steps(x)[0]
+
+    def max(self) -> float:
+        """No bound: QKeras' layers clip kernels to this."""
+        return tf.float32.max
 
     def __str__(self) -> str:
         # QKeras reads strings back with a parser that does not know None.
         axis = "" if self.scale_axis is None else f",scale_axis={self.scale_axis}"
-        return f"quantized_kernel({self.bits}{axis})"
+        return f"quantized_kernel({self.bits},alpha='{self.alpha}'{axis})"
 
     def get_config(self) -> dict:
         """Arguments of the constructor."""
-        return {"bits": self.bits, "scale_axis": self.scale_axis}
+        return {"bits": self.bits, "alpha": self.alpha, "scale_axis": self.scale_axis}
 
     @classmethod
     def from_config(cls, config: dict):
@@ -110,8 +137,9 @@ class quantized_bias(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras' n
     """Bias quantizer: ``bits`` (16 or 31) significant bits on the accumulator's grid.
 
     The device adds biases as accumulator codes, so the finest step a bias can have is input
-    step times kernel step. A bias vector whose peak does not fit ``bits`` bits of that grid gets
-    the finest coarser power-of-two step that covers it; it never clips.
+    step times kernel step. Where the peak of all biases does not fit ``bits`` bits of a channel's
+    grid, that channel gets the finest step, a power of two coarser, that covers it; it never
+    clips.
     """
 
     def __init__(self, bits: int):
@@ -120,21 +148,31 @@ class quantized_bias(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras' n
             raise ParameterError(f"bits={bits} must be 16 or 31")
         self.bits = bits
 
-    def codes(self, x, exponents):
-        """Accumulator codes [out], float64 (exact), of biases ``x`` on grids ``2**exponents``."""
-        coarse = tf.maximum(exponents, covering_exponent(x, 2 ** (self.bits - 1) - 1))
-        grid, step = (tf.cast(power_of_two(e), tf.float64) for e in (exponents, coarse))
-        return tf.floor(tf.cast(x, tf.float64) / step + 0.5) * (step / grid)
+    @property
+    def max_code(self) -> int:
+        """Largest absolute code."""
+        return 2 ** (self.bits - 1) - 1
 
-    def on_grid(self, x, exponents):
+    def codes(self, x, grid):
+        """Accumulator codes [out], float64 (exact integers), of biases on grids [out] float64."""
+        wide = tf.cast(x, tf.float64)
+        peak = tf.reduce_max(tf.abs(wide))
+        needed = tf.math.log(tf.maximum(peak / (grid * self.max_code), 1.0)) / tf.math.log(
+            tf.constant(2.0, tf.float64)
+        )
+        # A peak that fits up to the error of the logarithm shall not lose a bit.
+        coarser = tf.cast(power_of_two(tf.math.ceil(needed - 1e-12)), tf.float64)
+        return tf.floor(wide / (grid * coarser) + 0.5) * coarser
+
+    def on_grid(self, x, grid):
         """Quantized ``x`` [out] with a straight-through gradient."""
-        grid = tf.cast(power_of_two(exponents), tf.float64)
-        quantized = self.codes(tf.stop_gradient(x), exponents) * grid
+        quantized = self.codes(tf.stop_gradient(x), grid) * grid
         return straight_through(x, tf.cast(quantized, x.dtype))
 
     def __call__(self, x):
         """Quantized ``x`` on the finest power-of-two grid that covers it, same shape."""
-        return self.on_grid(x, covering_exponent(x, 2 ** (self.bits - 1) - 1))
+        exponent = covering_exponent(tf.reduce_max(tf.abs(x)), self.max_code)
+        return self.on_grid(x, tf.cast(power_of_two(exponent), tf.float64))
 
     def __str__(self) -> str:
         return f"quantized_bias({self.bits})"
@@ -142,61 +180,6 @@ class quantized_bias(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras' n
     def get_config(self) -> dict:
         """Arguments of the constructor."""
         return {"bits": self.bits}
-
-    @classmethod
-    def from_config(cls, config: dict):
-        """Quantizer with these arguments."""
-        return cls(**config)
-
-
-def covering_exponent(x, max_code: int):
-    """Exponent, int32 scalar, of the finest power-of-two grid that covers all of ``x``."""
-    peak = tf.reduce_max(tf.abs(x))
-    safe = tf.where(peak > 0, peak, float(max_code))
-    log2 = tf.math.log(safe / max_code) / tf.math.log(2.0)
-    return tf.cast(tf.maximum(tf.math.ceil(log2), LOWEST_EXPONENT), tf.int32)
-
-
-class quantized_bits_featuremap(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras' naming
-    """Feature-map quantizer with a static power-of-two step; all codes are used after a ReLU.
-
-    Parameters
-    ----------
-    bits : int
-    keep_negative : bool
-        signed if True; otherwise codes start at 0 and the quantizer is a ReLU too.
-    exponent : int
-        the step is ``2**exponent``; comes from calibration and never changes at inference.
-    """
-
-    def __init__(self, bits: int, keep_negative: bool, exponent: int):
-        super().__init__()
-        self.bits, self.keep_negative, self.exponent = bits, bool(keep_negative), int(exponent)
-        self.number = MapType(bits=bits, is_signed=self.keep_negative, exponent=self.exponent)
-
-    def __call__(self, x):
-        """Nearest value on the grid, half up, saturating; no gradient outside the range."""
-        lowest, highest = (float(c) for c in self.number.codes)
-        step = 2.0**self.exponent
-        clipped = tf.clip_by_value(x, lowest * step, highest * step)
-        # In float32 the largest number below 0.5 plus 0.5 would be 1.
-        codes = tf.floor(tf.cast(x, tf.float64) / step + 0.5)
-        codes = tf.cast(tf.clip_by_value(codes, lowest, highest), x.dtype)
-        return straight_through(clipped, codes * step)
-
-    def __str__(self) -> str:
-        return (
-            f"quantized_bits_featuremap({self.bits},keep_negative={self.keep_negative},"
-            f"exponent={self.exponent})"
-        )
-
-    def get_config(self) -> dict:
-        """Arguments of the constructor."""
-        return {
-            "bits": self.bits,
-            "keep_negative": self.keep_negative,
-            "exponent": self.exponent,
-        }
 
     @classmethod
     def from_config(cls, config: dict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import model_validator
 
@@ -14,12 +14,30 @@ MapBits = Literal[4, 8, 16]
 BiasBits = Literal[16, 31]
 
 
-class LayerBits(Record):
-    """Widths of one layer: its kernel, its bias and the feature map it writes."""
+class Layers(Protocol):
+    """A network, as far as its widths are concerned (``FoldedNet`` is one)."""
 
-    kernel: KernelBits
-    bias: BiasBits
+    @property
+    def maps(self) -> list[str]:
+        """Layers that write a feature map with a number format of its own."""
+
+    @property
+    def weighted(self) -> list[str]:
+        """Layers that have a kernel and a bias."""
+
+
+class LayerBits(Record):
+    """Widths of one layer: its kernel and bias, if it has them, and the feature map it writes."""
+
+    kernel: KernelBits | None = None
+    bias: BiasBits | None = None
     map: MapBits
+
+    @model_validator(mode="after")
+    def _kernel_and_bias_go_together(self):
+        if (self.kernel is None) != (self.bias is None):
+            raise ValueError("kernel and bias must both be given or both be left out")
+        return self
 
 
 class Scheme(Record):
@@ -37,24 +55,33 @@ class Scheme(Record):
             raise ValueError(f"layers.{name}.map={last.map} must be 8: it is the output")
         return self
 
-    def check(self, layer_names: list[str]) -> Scheme:
-        """The scheme itself, if it names exactly these layers in this order.
+    def check(self, net: Layers) -> Scheme:
+        """The scheme itself, if it names exactly the layers of this network, in its order.
 
         Raises
         ------
         ParameterError
             naming what differs.
         """
-        if list(self.layers) != layer_names:
+        if list(self.layers) != net.maps:
             raise ParameterError(
-                f"scheme names the layers {list(self.layers)}, the network has {layer_names}"
+                f"scheme names the layers {list(self.layers)}, the network has {net.maps}"
             )
+        for name, bits in self.layers.items():
+            if (bits.kernel is not None) != (name in net.weighted):
+                has = "no kernel" if bits.kernel is not None else "a kernel"
+                raise ParameterError(f"layers.{name}.kernel={bits.kernel}: the layer has {has}")
         return self
 
 
-def uniform(layer_names: list[str], *, bits: Literal[4, 8, 16]) -> Scheme:
-    """Scheme with one width for all kernels and maps and 31-bit biases; the output has 8 bits."""
-    layers = {name: LayerBits(kernel=bits, bias=31, map=bits) for name in layer_names}
-    last = layer_names[-1]
-    layers[last] = LayerBits(kernel=bits, bias=31, map=8)
+def uniform(net: Layers, *, bits: KernelBits, map_bits: MapBits | None = None) -> Scheme:
+    """Scheme with one width for all kernels and one for all maps.
+
+    Biases have 31 bits and the output 8. ``map_bits`` None is the kernels' width.
+    """
+    layers = {}
+    for name in net.maps:
+        width = 8 if name == net.maps[-1] else map_bits or bits
+        weights = {"kernel": bits, "bias": 31} if name in net.weighted else {}
+        layers[name] = LayerBits.model_validate({**weights, "map": width})
     return Scheme(layers=layers)

@@ -20,7 +20,9 @@ def slots(scheme: Scheme) -> dict[str, int]:
     """Bits of every slot of a scheme."""
     found: dict[str, int] = {INPUT: scheme.input_bits}
     for name, bits in scheme.layers.items():
-        found |= {f"{name}.kernel": bits.kernel, f"{name}.bias": bits.bias, f"{name}.map": bits.map}
+        if bits.kernel is not None and bits.bias is not None:
+            found |= {f"{name}.kernel": bits.kernel, f"{name}.bias": bits.bias}
+        found[f"{name}.map"] = bits.map
     return found
 
 
@@ -49,8 +51,10 @@ def total_bits(elements: Slots, bits: Slots) -> int:
 def elements(net) -> dict[str, int]:
     """Elements of every slot of a folded network."""
     found = {INPUT: math.prod(net.input_shape)}
-    for layer, shape in zip(net.layers, net.shapes, strict=True):
-        found[f"{layer.name}.kernel"] = layer.kernel.size
-        found[f"{layer.name}.bias"] = layer.bias.size
-        found[f"{layer.name}.map"] = math.prod(shape)
+    for node in net.nodes:
+        if node.is_weighted:
+            found[f"{node.name}.kernel"] = net.kernels[node.name].size
+            found[f"{node.name}.bias"] = net.biases[node.name].size
+        if node.has_own_map:
+            found[f"{node.name}.map"] = math.prod(node.shape)
     return found

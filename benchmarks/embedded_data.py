@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks import outcome
 from qbee.audio import mel, synth
 from qbee.data import folds, labels, windows
-from qbee.keras import make_repeatable
+from qbee.keras import keras, make_repeatable
 from qbee.models import registry
 from qbee.records import Fold, FrontEnd
 from qbee.train import metrics
@@ -43,8 +43,8 @@ def make_data(folder: Path) -> tuple[Examples, list[Fold]]:
     return examples, folds.by_location(found, FRONT_END, seed=SEED)
 
 
-def beenet(examples: Examples, fold: Fold) -> np.ndarray:
-    """Probability of buzz of all windows, from BeeNet1 trained on the fold."""
+def trained_beenet(examples: Examples, fold: Fold) -> keras.Model:
+    """BeeNet1 in float, trained on the fold."""
     make_repeatable(SEED)
     model = registry.build("beenet1")
     fit(
@@ -55,6 +55,12 @@ def beenet(examples: Examples, fold: Fold) -> np.ndarray:
         settings=TrainSettings(epochs=15),
         seed=SEED,
     )
+    return model
+
+
+def beenet(examples: Examples, fold: Fold) -> np.ndarray:
+    """Probability of buzz of all windows, from BeeNet1 trained on the fold."""
+    model = trained_beenet(examples, fold)
     return metrics.probabilities(predict(model, examples, range(len(examples.labels))))
 
 

@@ -32,6 +32,10 @@ with captured_stderr():
     # It imports TensorFlow and Keras 3 itself, so it must come last.
     import keras_tuner  # isort: skip
 
+# TensorFlow's model optimization toolkit sets the switch itself, so the check above is not enough.
+if not issubclass(qkeras.QDense, keras.layers.Layer):
+    raise StackError("QKeras was imported with Keras 3 before qbee: import qbee first")
+
 # Each trial of a search compiles a step of its own, on purpose; TensorFlow warns of it.
 tf.get_logger().setLevel("ERROR")
 

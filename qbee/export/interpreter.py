@@ -38,10 +38,11 @@ def read_metadata(content: bytes, *, key: str, source: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Quantization:
-    """Step and zero point of an int8 tensor: ``value = step * (int8 - zero_point)``."""
+    """Step, zero point and type of a tensor: ``value = step * (integer - zero_point)``."""
 
     step: float
     zero_point: int
+    dtype: np.dtype = np.dtype(np.int8)
 
 
 class MicroModel:
@@ -99,21 +100,23 @@ class MicroModel:
     @staticmethod
     def _quantization(details: dict[str, Any]) -> Quantization:
         numbers = details["quantization_parameters"]
-        return Quantization(float(numbers["scales"][0]), int(numbers["zero_points"][0]))
+        step, zero_point = float(numbers["scales"][0]), int(numbers["zero_points"][0])
+        return Quantization(step, zero_point, np.dtype(details["dtype"]))
 
     def run(self, codes: np.ndarray) -> np.ndarray:
-        """Raw int8 outputs [n, out] for raw int8 inputs [n, height, width, channels]."""
+        """Raw integer outputs [n, *shape] for raw integer inputs [n, *input_shape]."""
         outputs = []
-        for window in np.asarray(codes, np.int8):
+        for window in np.asarray(codes, self.input.dtype):
             self._interpreter.set_input(window[None], 0)
             self._interpreter.invoke()
             outputs.append(self._interpreter.get_output(0)[0].copy())
         return np.array(outputs)
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
-        """Real-valued outputs [n, out] for real-valued inputs, quantized half up, float32."""
+        """Real-valued outputs [n, *shape] for real-valued inputs, quantized half up, float32."""
         scaled = np.floor(np.asarray(inputs, np.float64) / self.input.step + 0.5)
-        raw = self.run(np.clip(scaled + self.input.zero_point, -128, 127).astype(np.int8))
+        limits = np.iinfo(self.input.dtype)
+        raw = self.run(np.clip(scaled + self.input.zero_point, limits.min, limits.max))
         return ((raw.astype(np.float64) - self.output.zero_point) * self.output.step).astype("f4")
 
     def tensor(self, index: int) -> np.ndarray:

@@ -354,7 +354,8 @@ class _Writer:
         """Product of two maps, all three in one container."""
         is_wide = any(number.is_wide for number in (*item.sources, item.target))
         a, b = (self.in_container(source, is_wide=is_wide) for source in sources)
-        output = self.map(item.node.shape, item.target, is_wide=is_wide)
+        shape = np.broadcast_shapes(a.shape, b.shape)
+        output = self.map(shape, item.target, is_wide=is_wide)
         options = schema.MulOptionsT()
         options.fusedActivationFunction = _FUSED[item.node.activation]
         self.author.operator(Op.MUL, [a.index, b.index], output.index, options)
@@ -404,8 +405,8 @@ _EMIT: dict[str, Callable[..., _Value]] = {
 def write(net: FixedNet, *, metadata: dict[str, bytes] | None = None) -> bytes:
     """The network as a TFLite flatbuffer.
 
-    Input 'mel' [1, *input_shape] and output 'logits' [1, out] are int8 codes of the network's
-    input and output map. 4-bit kernels are packed where the maps have at most 8 bits and stored
+    Input 'mel' [1, *input_shape] and output 'logits' [1, out] are the codes of
+    the network's input and output map, in int8 or int16. 4-bit kernels are packed where the maps have at most 8 bits and stored
     as int8 elsewhere; 16-bit kernels are int8 parts (see ``_stacked``, ``_split``).
 
     Parameters
@@ -413,7 +414,8 @@ def write(net: FixedNet, *, metadata: dict[str, bytes] | None = None) -> bytes:
     metadata : dict of name to bytes, optional
     """
     writer = _Writer()
-    source = writer.map(net.input_shape, net.input_map, is_wide=False, name="mel")
+    is_wide = net.input_map.is_wide
+    source = writer.map(net.input_shape, net.input_map, is_wide=is_wide, name="mel")
     values = {INPUT: source}
     for item in net.nodes:
         values[item.name] = writer.node(item, [values[name] for name in item.node.inputs])

@@ -80,7 +80,8 @@ def quantized_model(
     found = formats(net, maps, widths)
     _check_sigmoids(net, found)
     inputs = keras.Input(net.input_shape, name="mel")
-    quantizer = quantized_bits_featuremap.of(found[INPUT])
+    # As a string, because Keras can neither clone nor load a QActivation with an object.
+    quantizer = str(quantized_bits_featuremap.of(found[INPUT]))
     values = {INPUT: qkeras.QActivation(quantizer, name=INPUT)(inputs)}
     for node in net.nodes:
         layer = _layer(net, node, scheme.layers.get(node.name), found, alpha, is_per_tensor)

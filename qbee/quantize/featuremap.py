@@ -29,9 +29,9 @@ UNSEEN = (0.0, -1.0)
 class quantized_bits_featuremap(keras.layers.Layer, qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras' naming
     """Feature-map quantizer with one step per tensor, which is static at inference.
 
-    Without ``step`` it is a moving average over training batches, set by the first batch that is
-    not all zero, saved with the model's weights, and frozen at inference and by
-    ``trainable = False``. An all-zero map has step 1.
+    Without ``step`` it is a moving average over training batches, saved with the model's weights
+    and frozen at inference and by ``trainable = False``. The first batch that is not all zero
+    sets it, in training or not. An all-zero map has step 1.
 
     Parameters
     ----------

@@ -52,7 +52,7 @@ class MapType:
             raise ParameterError(f"lowest={self.lowest} must be in [-2^(bits-1), 0]")
         if self.bits > 8 and self.lowest not in (0, -(2 ** (self.bits - 1))):
             raise ParameterError(f"lowest={self.lowest}: a map of {self.bits} bits is not affine")
-        if not 0 < self.step < np.inf or np.float32(self.step) != self.step:
+        if not 0 < self.step < np.inf or float(np.float32(self.step)) != self.step:
             raise ParameterError(f"step={self.step} must be a positive float32 number")
 
     @classmethod

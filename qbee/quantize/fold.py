@@ -343,10 +343,7 @@ def _readers(model) -> dict[int, int]:
 
 
 def _check_layer(layer, sources: list[_Value]) -> None:
-    """What holds for every layer: known, used once, and no head or padding before it."""
-    if type(layer) not in _HANDLERS:
-        known = ", ".join(sorted(t.__name__ for t in _HANDLERS))
-        raise _refusal(layer, f"cannot be quantized; known layers: {known}")
+    """What holds for every layer: its name and axes, and no head or padding before it."""
     if layer.name == INPUT:
         raise _refusal(layer, "must have another name, as the network's input has this one")
     if getattr(layer, "data_format", "channels_last") != "channels_last":
@@ -361,6 +358,9 @@ def _check_model(model) -> None:
     if len(model.inputs or ()) != 1 or len(model.outputs or ()) != 1:
         raise ParameterError(f"model {model.name!r} must have one input and one output")
     for layer in model.layers:
+        if type(layer) not in _HANDLERS:
+            known = ", ".join(sorted(t.__name__ for t in _HANDLERS))
+            raise _refusal(layer, f"cannot be quantized; known layers: {known}")
         if len(layer.inbound_nodes) > 1 and not isinstance(layer, keras.layers.InputLayer):
             raise _refusal(layer, "is used more than once")
 

@@ -106,3 +106,8 @@ def run(
         y = activated(node, y)
         found[node.name] = on_map(node.name, y) if node.has_own_map else y
     return found
+
+
+def output(net: FoldedNet, x):
+    """Float output [n, *shape] of a folded network, before its softmax or sigmoid if any."""
+    return run(net, x)[net.nodes[-1].name]

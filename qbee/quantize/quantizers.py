@@ -80,7 +80,9 @@ class quantized_kernel(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras'
         peak = tf.reduce_max(tf.abs(x), axes, keepdims=True)
         if self.alpha == "auto_po2":
             return power_of_two(self._best_exponents(x, peak, axes))
-        return tf.where(peak > 0, peak / float(self.max_code), 1.0)
+        # In float32 the compiled division by a constant is off by an ulp.
+        steps = tf.cast(tf.cast(peak, tf.float64) / self.max_code, tf.float32)
+        return tf.where(peak > 0, steps, 1.0)
 
     def _best_exponents(self, x, peak, axes):
         """Exponents of least squared error; 0 where the peak is 0."""

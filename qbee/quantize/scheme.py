@@ -41,18 +41,18 @@ class LayerBits(Record):
 
 
 class Scheme(Record):
-    """Widths of all layers in the order of the network; input and output maps have 8 bits."""
+    """Widths of all layers in the order of the network; input and output have 8 or 16 bits."""
 
     layers: dict[str, LayerBits]
-    input_bits: Literal[8] = 8
+    input_bits: Literal[8, 16] = 8
 
     @model_validator(mode="after")
-    def _output_has_8_bits(self):
+    def _output_has_8_or_16_bits(self):
         if not self.layers:
             raise ValueError("layers must name at least one layer")
         name, last = list(self.layers.items())[-1]
-        if last.map != 8:
-            raise ValueError(f"layers.{name}.map={last.map} must be 8: it is the output")
+        if last.map == 4:
+            raise ValueError(f"layers.{name}.map=4 must be 8 or 16: it is the output")
         return self
 
     def check(self, net: Layers) -> Scheme:
@@ -77,11 +77,12 @@ class Scheme(Record):
 def uniform(net: Layers, *, bits: KernelBits, map_bits: MapBits | None = None) -> Scheme:
     """Scheme with one width for all kernels and one for all maps.
 
-    Biases have 31 bits and the output 8. ``map_bits`` None is the kernels' width.
+    Biases have 31 bits, input and output at least 8. ``map_bits`` None is the kernels' width.
     """
-    layers = {}
+    layers, inner = {}, map_bits or bits
+    ends: Literal[8, 16] = 16 if inner == 16 else 8
     for name in net.maps:
-        width = 8 if name == net.maps[-1] else map_bits or bits
+        width = ends if name == net.maps[-1] else inner
         weights = {"kernel": bits, "bias": 31} if name in net.weighted else {}
         layers[name] = LayerBits.model_validate({**weights, "map": width})
-    return Scheme(layers=layers)
+    return Scheme(layers=layers, input_bits=ends)

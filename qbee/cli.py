@@ -41,6 +41,14 @@ class Rest(StrEnum):
     uncertain = "uncertain"
 
 
+class Bits(StrEnum):
+    """Bit widths a scheme can have."""
+
+    four = "4"
+    eight = "8"
+    sixteen = "16"
+
+
 class Standardize(StrEnum):
     """How mel images are brought to one level."""
 
@@ -340,6 +348,51 @@ def evaluate(
         print(json.dumps(found, indent=2, allow_nan=False))
         return
     print_scores(found)
+
+
+@app.command()
+def quantize(
+    ctx: typer.Context,
+    model: Annotated[Path, typer.Argument(help="Trained Keras model, .keras or .h5.")],
+    inputs: Annotated[
+        Path, typer.Option(help="Typical inputs without labels: a .npy array (n, ...).")
+    ],
+    out: Out,
+    kernels: Annotated[Bits, typer.Option(help="Bits of all kernels.")] = Bits.eight,
+    maps: Annotated[Bits, typer.Option(help="Bits of all feature maps.")] = Bits.eight,
+    scheme: Annotated[
+        Path | None, typer.Option(help="Bits of every layer (JSON), instead of the two above.")
+    ] = None,
+    free_steps: Annotated[
+        bool, typer.Option(help="Any steps; by default they are powers of two.")
+    ] = False,
+    calibration: Annotated[
+        str, typer.Option(help="How ranges of feature maps are found: mse, minmax, kl, octav, ...")
+    ] = "mse",
+    fine_tune: Annotated[
+        bool, typer.Option(help="Fine-tune without labels, towards the float model.")
+    ] = False,
+    seed: Seed = 0,
+) -> None:
+    """Quantize anybody's trained Keras model and prove the .tflite on TFLite Micro."""
+    from qbee.job import any_model
+
+    widths = {name: int(ctx.params[name].value) for name in ("kernels", "maps")}
+    with _Terminal() as watcher:
+        found = any_model.quantize_file(**ctx.params | widths, watcher=watcher)
+    table = Table(title=f"On {found.held_out_inputs} inputs that were held out")
+    table.add_column("")
+    table.add_column("", justify="right")
+    table.add_row("float weights, bytes", str(found.float_bytes))
+    table.add_row(".tflite, bytes", str(found.tflite_bytes))
+    table.add_row("arena of TFLite Micro, bytes", str(found.arena_bytes))
+    table.add_row("error of the outputs", _percent(found.rms_error))
+    table.add_row("same class as float", _percent(found.same_class))
+    table.add_row("mismatches numpy, Keras, TFLite Micro", str(found.mismatches))
+    console.print(table)
+    console.print(f"Model: {out / 'model.tflite'}", markup=False, soft_wrap=True)
+    if found.mismatches:
+        raise typer.Exit(1)
 
 
 def print_scores(found: dict[str, Any]) -> None:

@@ -156,6 +156,11 @@ class _Writer:
             value = self._bounded(value, Op.MINIMUM, highest)
         return value
 
+    def saturated(self, source: _Value) -> _Value:
+        """The input, of which int16 can hold negative codes even if its map has none."""
+        is_loose = source.is_wide and not source.number.is_signed
+        return self._bounded(source, Op.MAXIMUM, 0) if is_loose else source
+
     def _bounded(self, value: _Value, op: int, code: int) -> _Value:
         """Maximum or minimum with a constant code."""
         type_ = Type.INT16 if value.is_wide else Type.INT8
@@ -406,8 +411,9 @@ def write(net: FixedNet, *, metadata: dict[str, bytes] | None = None) -> bytes:
     """The network as a TFLite flatbuffer.
 
     Input 'mel' [1, *input_shape] and output 'logits' [1, out] are the codes of
-    the network's input and output map, in int8 or int16. 4-bit kernels are packed where the maps have at most 8 bits and stored
-    as int8 elsewhere; 16-bit kernels are int8 parts (see ``_stacked``, ``_split``).
+    the network's input and output map, in int8 or int16. 4-bit kernels are packed where the maps
+    have at most 8 bits and stored as int8 elsewhere; 16-bit kernels are int8 parts (see
+    ``_stacked``, ``_split``).
 
     Parameters
     ----------
@@ -416,7 +422,7 @@ def write(net: FixedNet, *, metadata: dict[str, bytes] | None = None) -> bytes:
     writer = _Writer()
     is_wide = net.input_map.is_wide
     source = writer.map(net.input_shape, net.input_map, is_wide=is_wide, name="mel")
-    values = {INPUT: source}
+    values = {INPUT: writer.saturated(source)}
     for item in net.nodes:
         values[item.name] = writer.node(item, [values[name] for name in item.node.inputs])
     output = values[net.nodes[-1].name]

@@ -9,7 +9,7 @@ from qbee.keras import keras, qkeras
 from qbee.quantize.calibrate import Maps, formats
 from qbee.quantize.featuremap import quantized_bits_featuremap
 from qbee.quantize.fixed_net import FixedNet, FixedNode, FixedWeights
-from qbee.quantize.fixed_point import MapType
+from qbee.quantize.fixed_point import MapType, sum_shift
 from qbee.quantize.fold import FoldedNet
 from qbee.quantize.graph import INPUT, Node
 from qbee.quantize.layers import QuantizedLayer, QuantizedOp
@@ -49,6 +49,18 @@ def _check_sigmoids(net: FoldedNet, found: dict[str, MapType]) -> None:
             )
 
 
+def _check_sums(net: FoldedNet, found: dict[str, MapType]) -> None:
+    """TFLite Micro ends the program at a sum whose step is too fine for its inputs."""
+    for node in net.nodes:
+        sources, target = tuple(found[name] for name in node.inputs), found[node.name]
+        finest = 2 * max(m.step for m in sources) / 2 ** sum_shift(sources, target)
+        if node.op == "add" and target.step <= finest:
+            raise ParameterError(
+                f"layer {node.name!r} must have a map of fewer bits, or its inputs more: "
+                f"step={target.step} must be above {finest}"
+            )
+
+
 def quantized_model(
     net: FoldedNet,
     scheme: Scheme,
@@ -79,6 +91,7 @@ def quantized_model(
     widths = {INPUT: scheme.input_bits} | {n: b.map for n, b in scheme.layers.items()}
     found = formats(net, maps, widths)
     _check_sigmoids(net, found)
+    _check_sums(net, found)
     inputs = keras.Input(net.input_shape, name="mel")
     # As a string, because Keras can neither clone nor load a QActivation with an object.
     quantizer = str(quantized_bits_featuremap.of(found[INPUT]))

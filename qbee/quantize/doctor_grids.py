@@ -13,7 +13,7 @@ from qbee.keras import qkeras, tf
 from qbee.quantize.featuremap import quantized_bits_featuremap
 from qbee.quantize.graph import CHANNEL_AXIS, Op
 from qbee.quantize.power_of_two import covering_exponent
-from qbee.quantize.quantizers import ALPHAS, quantized_bias, quantized_kernel
+from qbee.quantize.quantizers import Alpha, quantized_bias, quantized_kernel
 
 # log2(1e-7) to the nearest integer: QKeras' auto_po2 has no finer step than 2^(integer-23).
 EPSILON_EXPONENT = -23
@@ -37,6 +37,10 @@ class Grid:
         """Codes, float64, of values on the grid."""
         return np.rint(values / self.steps)
 
+    def rounded(self, values: np.ndarray) -> np.ndarray:
+        """Values without the rounding error that QKeras' straight-through estimator adds."""
+        return self.codes(values) * self.steps
+
     def excess(self, x: np.ndarray) -> np.ndarray | None:
         """Whether each value lies beyond the codes by more than half a step."""
         if self.lowest is None or self.highest is None:
@@ -48,6 +52,13 @@ class Grid:
 def is_quantizer(value: Any) -> bool:
     """Whether it is one of QKeras' or ours, rather than an activation function or None."""
     return isinstance(value, qkeras.quantizers.BaseQuantizer)
+
+
+def is_relu(quantizer) -> bool:
+    """Whether a quantizer of maps is a ReLU, too."""
+    return isinstance(quantizer, qkeras.quantized_relu) or not getattr(
+        quantizer, "keep_negative", True
+    )
 
 
 def quantized(quantizer, x: np.ndarray) -> tuple[np.ndarray, Grid | None]:
@@ -90,7 +101,7 @@ def _(quantizer: qkeras.quantized_relu, x, after):
     if quantizer.negative_slope or quantizer.use_sigmoid:
         return None
     step = 2.0 ** (int(quantizer.integer) - quantizer.bits)
-    return Grid(np.float64(step), 0, 2**quantizer.bits - 1, is_relu=True)
+    return Grid(np.array(step), 0, 2**quantizer.bits - 1, is_relu=True)
 
 
 @grid_of.register
@@ -102,7 +113,7 @@ def _(quantizer: quantized_kernel, x, after):
 @grid_of.register
 def _(quantizer: quantized_bias, x, after):
     exponent = covering_exponent(np.max(np.abs(x)), quantizer.max_code)
-    return Grid(2.0**exponent, -quantizer.max_code, quantizer.max_code)
+    return Grid(np.array(2.0**exponent), -quantizer.max_code, quantizer.max_code)
 
 
 @grid_of.register
@@ -110,7 +121,7 @@ def _(quantizer: quantized_bits_featuremap, x, after):
     if quantizer.is_dynamic:
         return grid_of.dispatch(object)(quantizer, x, after)
     number = quantizer.number
-    return Grid(np.float64(number.step), *number.codes, is_relu=not quantizer.keep_negative)
+    return Grid(np.array(number.step), *number.codes, is_relu=not quantizer.keep_negative)
 
 
 def inferred_step(values: np.ndarray) -> float | None:
@@ -158,9 +169,8 @@ def kernel_remedy(quantizer, op: Op) -> quantized_kernel | None:
     """Our kernel quantizer of the same bits and kind of step, one step per channel."""
     if not is_uniform(quantizer):
         return None
-    alpha = getattr(quantizer, "alpha", None)
-    # An array is a numeric alpha, too.
-    alpha = alpha if isinstance(alpha, str) and alpha in ALPHAS else "auto_po2"
+    given = getattr(quantizer, "alpha", None)
+    alpha: Alpha = "auto" if isinstance(given, str) and given == "auto" else "auto_po2"
     return quantized_kernel(min(quantizer.bits, 16), alpha, scale_axis=CHANNEL_AXIS[op])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -142,17 +143,27 @@ def check(model) -> None:
             _ = quantizer.number
 
 
-def layer_inputs(model, x: np.ndarray) -> dict[str, list[np.ndarray]]:
-    """What the layers with quantizers read when the model gets ``x``, by name."""
-    read = {}
-    for layer in model.layers:
-        kinds = (QuantizedOp, qkeras.QActivation)
-        if isinstance(layer, kinds) or (weights_of(layer) and map_quantizer(layer)):
-            sources = layer.input
-            read[layer.name] = sources if isinstance(sources, list) else [sources]
-    if not read:
+def readers(model) -> list[str]:
+    """Names of the layers whose maps are measured at their input."""
+    kinds = (QuantizedOp, qkeras.QActivation)
+    return [
+        layer.name
+        for layer in model.layers
+        if isinstance(layer, kinds) or (weights_of(layer) and map_quantizer(layer))
+    ]
+
+
+def layer_inputs(model, x: np.ndarray, names: Sequence[str]) -> dict[str, list[np.ndarray]]:
+    """What these layers read when the model gets ``x``."""
+    if not names:
         return {}
-    tensors = [tensor for sources in read.values() for tensor in sources]
-    found = keras.Model(model.inputs, tensors)(tf.constant(x), training=False)
-    values = iter(found if isinstance(found, list) else [found])
-    return {name: [np.asarray(next(values)) for _ in sources] for name, sources in read.items()}
+    sources = {name: keras_list(model.get_layer(name).input) for name in names}
+    tensors = [tensor for group in sources.values() for tensor in group]
+    found = keras_list(keras.Model(model.inputs, tensors)(tf.constant(x), training=False))
+    values = iter(found)
+    return {name: [np.asarray(next(values)) for _ in group] for name, group in sources.items()}
+
+
+def keras_list(value) -> list:
+    """Tensors that Keras gives as a list, or as one."""
+    return list(value) if isinstance(value, list | tuple) else [value]

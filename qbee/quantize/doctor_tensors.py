@@ -87,7 +87,9 @@ class Reader:
 
     def _weights(self, layer) -> Iterator[Tensor]:
         weights = weights_of(layer)
-        for kind, weight, quantizer, constraint in [] if weights is None else weights.parts:
+        if weights is None:
+            return
+        for kind, weight, quantizer, constraint in weights.parts:
             before = np.asarray(weight)
             after, grid = quantized(quantizer, before)
             is_kernel = kind == "kernel"
@@ -193,6 +195,6 @@ def _device_map(layer: QuantizedOp, inputs: list[np.ndarray]) -> Tensor:
         real = ops.UNWEIGHTED[node.op](node, *inputs)
     after = layer(inputs if len(inputs) > 1 else inputs[0], training=False)
     quantizer = quantized_bits_featuremap.of(number)
-    grid = Grid(np.float64(number.step), *number.codes, is_relu=not number.is_signed)
+    grid = Grid(np.array(number.step), *number.codes, is_relu=not number.is_signed)
     before = np.asarray(ops.activated(node, real))
     return Tensor(layer.name, "map", quantizer, before, np.asarray(after), grid, is_on_device=True)

@@ -74,7 +74,7 @@ def _multiplier(real: float):
 
 def add(node: Node, sources: tuple[MapType, ...], target: MapType, a, b):
     """Twin of ``fixed_point.add``."""
-    bits = 15 if any(m.is_wide for m in (*sources, target)) else 20
+    bits = fixed_point.sum_shift(sources, target)
     twice = 2 * max(m.step for m in sources)
     scaled = [
         requantize_int32(x * 2**bits, _multiplier(m.step / twice))

@@ -270,6 +270,11 @@ def mean(codes: np.ndarray, source: MapType, target: MapType) -> np.ndarray:
     return scaled_int32(codes.sum((1, 2)), (mantissa << extra) // count, shift - extra)
 
 
+def sum_shift(sources: tuple[MapType, ...], target: MapType) -> int:
+    """Bits by which the device shifts the codes of two maps before it adds them."""
+    return 15 if any(number.is_wide for number in (*sources, target)) else 20
+
+
 def add(
     a: np.ndarray, b: np.ndarray, sources: tuple[MapType, MapType], target: MapType
 ) -> np.ndarray:
@@ -277,7 +282,7 @@ def add(
 
     All three live in int16 if one of them needs it.
     """
-    bits = 15 if any(m.is_wide for m in (*sources, target)) else 20
+    bits = sum_shift(sources, target)
     twice = 2 * max(m.step for m in sources)
     first, second = (
         requantize_int32(x << bits, m.step / twice) for x, m in zip((a, b), sources, strict=True)

@@ -14,6 +14,8 @@ INPUT = "input"
 
 # Elements or bits by slot: "input", and "<layer>.kernel", "<layer>.bias", "<layer>.map".
 Slots = Mapping[str, int]
+# Bits may be fractions where several weights share a scale.
+Bits = Mapping[str, float]
 
 
 def slots(scheme: Scheme) -> dict[str, int]:
@@ -34,7 +36,18 @@ def reference_slots(elements: Slots, factor: ForgivingFactor) -> dict[str, int]:
     }
 
 
-def total_bits(elements: Slots, bits: Slots) -> int:
+def with_kernels(bits: Bits, per_weight: Mapping[str, float]) -> dict[str, float]:
+    """Bits of every slot, with other bits per weight for the kernels of some layers.
+
+    Parameters
+    ----------
+    per_weight : by layer, as ``quantize.granularity.effective_bits`` counts them: with the shares
+        of scales, exponents and codebooks.
+    """
+    return {**bits, **{f"{name}.kernel": width for name, width in per_weight.items()}}
+
+
+def total_bits(elements: Slots, bits: Bits) -> int:
     """Bits of all parameters and feature maps, summed over the network (S3-5).
 
     Batch norm (folded), ReLU, pooling and flattening count nothing. The input counts twice: as
@@ -45,7 +58,7 @@ def total_bits(elements: Slots, bits: Slots) -> int:
     elements, bits : mapping of slot to number of elements and to bits; equal keys
     """
     quantized = sum(count * bits[slot] for slot, count in elements.items())
-    return quantized + INPUT_LAYER_BITS * elements[INPUT]
+    return round(quantized) + INPUT_LAYER_BITS * elements[INPUT]
 
 
 def elements(net) -> dict[str, int]:

@@ -1,0 +1,166 @@
+"""Models and inputs from files that may come from anywhere: read without running their code."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from qbee.errors import DataError, ModelFileError, ParameterError
+from qbee.files import replacing
+from qbee.keras import keras, qkeras, tf
+from qbee.quantize import custom_objects
+
+# They run code, or read files, that the model names.
+REFUSED = {"Lambda", "TFSMLayer", "TextVectorization", "StringLookup", "IntegerLookup"}
+PLAIN = {"__tuple__", "__tensor__", "__numpy__", "Functional", "Sequential", "Model"}
+MODULES = re.compile(
+    r"keras(\.(layers|initializers|regularizers|constraints))?"
+    r"|tf_keras\.src\.engine\.(functional|sequential|training)"
+    r"|qkeras\.\w+|qbee\.quantize\.\w+"
+)
+CALL = re.compile(r"(\w+)\(")
+# What h5py, zipfile, JSON and Keras raise on damaged or unknown content.
+_DAMAGE = (
+    AttributeError,
+    ImportError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    tf.errors.OpError,
+)
+
+
+def _classes(module) -> dict[str, type]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, type)}
+
+
+def _known_objects() -> dict[str, Any]:
+    """QKeras' and our classes, by name."""
+    theirs = {
+        name: value
+        for name, value in _classes(qkeras).items()
+        if value.__module__.startswith("qkeras.")
+    }
+    return theirs | custom_objects()
+
+
+def _known_names() -> set[str]:
+    modules = (keras.layers, keras.initializers, keras.regularizers, keras.constraints)
+    names = {name for module in modules for name in _classes(module)}
+    return (names | PLAIN | set(_known_objects())) - REFUSED
+
+
+def _check_object(value: dict[str, Any], known: set[str], path: Path) -> None:
+    name, module = value["class_name"], value.get("module")
+    registered = value.get("registered_name")
+    is_known = name in known and (module is None or MODULES.fullmatch(str(module)) is not None)
+    if not is_known or (registered is not None and str(registered).split(">")[-1] != name):
+        where = "" if module is None else f" of {module}"
+        raise ModelFileError(
+            f"{path}: {name!r}{where} is not loaded: only layers and quantizers of Keras, QKeras "
+            "and qbee are, and no Lambda layers"
+        )
+
+
+def _check_config(value: Any, known: set[str], path: Path) -> None:
+    """Refuse a configuration that names anything but known classes."""
+    if isinstance(value, dict):
+        if "class_name" in value:
+            _check_object(value, known, path)
+        for part in value.values():
+            _check_config(part, known, path)
+    elif isinstance(value, list):
+        for part in value:
+            _check_config(part, known, path)
+    elif isinstance(value, str):
+        call = CALL.match(value)
+        if call is not None and call[1] not in known:
+            raise ModelFileError(f"{path}: {value!r} is no quantizer of QKeras or qbee")
+
+
+def _stored_config(path: Path) -> dict[str, Any]:
+    """Configuration in a .keras or HDF5 file, without what it was compiled with."""
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(path) as stored:
+            config = json.loads(stored.read("config.json"))
+        return {key: part for key, part in config.items() if key != "compile_config"}
+    with h5py.File(path, "r") as stored:
+        return json.loads(stored.attrs["model_config"])
+
+
+def load_model(path: Path):
+    """Keras model of a .keras or .h5 file, not compiled.
+
+    Raises
+    ------
+    ModelFileError
+        if it is missing, damaged, no model, or needs any code but that of Keras, QKeras and qbee.
+    """
+    path = Path(path)
+    if path.suffix not in (".keras", ".h5", ".hdf5"):
+        raise ModelFileError(f"{path}: must be a .keras or .h5 file of a Keras model")
+    try:
+        config = _stored_config(path)
+        _check_config(config, _known_names(), path)
+        return keras.models.load_model(
+            path, custom_objects=_known_objects(), compile=False, safe_mode=True
+        )
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path}: {error.strerror}") from error
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelFileError(f"{path}: damaged, or not a Keras model: {reason}") from error
+
+
+def load_inputs(path: Path) -> np.ndarray:
+    """Array of a .npy file, mapped into memory.
+
+    Raises
+    ------
+    DataError
+        if it is missing, damaged, or holds anything but one array of numbers.
+    """
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or 'is not a .npy file'}") from error
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{path}: is not a .npy file of numbers: {error}") from error
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiub":
+        raise DataError(f"{path}: must hold one array of numbers")
+    return found
+
+
+def check_output(path: Path, suffix: str) -> None:
+    """Refuse a file that could not be written in the end.
+
+    Raises
+    ------
+    ParameterError
+        if its folder does not exist or the name does not end in ``suffix``.
+    """
+    path = Path(path)
+    if path.suffix != suffix:
+        raise ParameterError(f"{path}: the name must end in {suffix}")
+    if not path.parent.is_dir():
+        raise ParameterError(f"{path}: the folder does not exist")
+
+
+def save_model(model, path: Path) -> None:
+    """Write a .keras file, whole or not at all."""
+    with replacing(path) as partial, warnings.catch_warnings():
+        # QKeras serializes quantizers with the function for constraints.
+        warnings.filterwarnings("ignore", message=".*keras.constraints.serialize.*")
+        model.save(partial)

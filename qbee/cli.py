@@ -16,6 +16,8 @@ from rich.table import Table
 
 from qbee.errors import QbeeError
 from qbee.job.watcher import Watcher
+from qbee.quantize.doctor_records import Examination
+from qbee.report import doctor_table
 
 app = typer.Typer(
     name="qbee",
@@ -418,6 +420,48 @@ def print_scores(found: dict[str, Any]) -> None:
     )
     for message in found["skipped"]:
         console.print(f"  skipped: {message}", markup=False)
+
+
+@app.command()
+def doctor(
+    model: Annotated[Path, typer.Argument(help="Quantized Keras model, .keras or .h5.")],
+    inputs: Annotated[Path, typer.Option(help="Inputs of the model: an array (n, ...) as .npy.")],
+    fix: Annotated[
+        Path | None, typer.Option(help="Write the model with better quantizers here (.keras).")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all measures and findings here (.json).")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the measures here (.png).")] = None,
+) -> None:
+    """Say what is wrong with the quantizers of a QKeras model, layer by layer, and fix it."""
+    from qbee.quantize import doctor as po2
+    from qbee.quantize import doctor_files, doctor_fix
+    from qbee.report import doctor_plots
+
+    for path, suffix in ((fix, ".keras"), (json_file, ".json"), (picture, ".png")):
+        if path is not None:
+            doctor_files.check_output(path, suffix)
+    loaded, values = doctor_files.load_model(model), doctor_files.load_inputs(inputs)
+    found = po2.examine(loaded, values)
+    print_examination(found)
+    if json_file is not None:
+        found.save(json_file)
+    if picture is not None:
+        doctor_plots.examination(found, picture)
+    if fix is not None:
+        fixed, changes = doctor_fix.fix(loaded, values)
+        doctor_files.save_model(fixed, fix)
+        console.print(f"{len(changes)} quantizers replaced: {fix}", markup=False, soft_wrap=True)
+        console.print(f"Now {doctor_table.summary(po2.examine(fixed, values))}")
+
+
+def print_examination(found: Examination) -> None:
+    """Print measures and findings of a quantized model."""
+    console.print(doctor_table.table(found))
+    for sentence in doctor_table.sentences(found):
+        console.print(sentence, markup=False)
+    console.print(doctor_table.summary(found))
 
 
 def main() -> None:

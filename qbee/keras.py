@@ -39,7 +39,14 @@ if not issubclass(qkeras.QDense, keras.layers.Layer):
 # Each trial of a search compiles a step of its own, on purpose; TensorFlow warns of it.
 tf.get_logger().setLevel("ERROR")
 
-__all__ = ["keras", "keras_tuner", "make_repeatable", "qkeras", "tf"]
+__all__ = ["keras", "keras_tuner", "known_to_qkeras", "make_repeatable", "qkeras", "tf"]
+
+
+def known_to_qkeras(quantizer: type) -> type:
+    """Class decorator: QKeras' and Keras' readers of strings and files find the quantizer."""
+    setattr(qkeras.quantizers, quantizer.__name__, quantizer)
+    keras.utils.get_custom_objects()[quantizer.__name__] = quantizer
+    return quantizer
 
 
 def make_repeatable(seed: int) -> None:

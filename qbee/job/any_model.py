@@ -11,7 +11,7 @@ import numpy as np
 from qbee.errors import DataError
 from qbee.export import tflite
 from qbee.export.interpreter import MicroModel
-from qbee.files import make_folder, write_bytes, write_text
+from qbee.files import make_folder, replacing, write_bytes, write_text
 from qbee.job.watcher import Watcher
 from qbee.keras import make_repeatable
 from qbee.quantize import convert, stored, thresholds
@@ -24,7 +24,8 @@ from qbee.records import Record
 from qbee.verify import compare
 
 CALIBRATION_INPUTS, HELD_OUT_SHARE, LARGEST_HELD_OUT = 100, 0.25, 256
-MODEL, SCHEME, REPORT = "model.tflite", "scheme.json", "quantize.json"
+MODEL, KERAS_MODEL = "model.tflite", "quantized.keras"
+SCHEME, REPORT = "scheme.json", "quantize.json"
 
 
 class Quantized(Record):
@@ -66,7 +67,10 @@ def quantize_file(
     seed: int = 0,
     watcher: Watcher | None = None,
 ) -> Quantized:
-    """Quantize a trained Keras model and write model.tflite, scheme.json and quantize.json.
+    """Quantize a trained Keras model and write what was made of it to ``out``.
+
+    The folder gets model.tflite, quantized.keras (to train or examine further), scheme.json and
+    quantize.json (the result).
 
     Parameters
     ----------
@@ -117,7 +121,8 @@ def quantize_file(
         )
         net, formats = tuned.net, tuned.maps
     watcher.stage("Export and verify")
-    quantized = convert.logits_model(convert.quantized_model(net, widths, formats, alpha=alpha))
+    whole = convert.quantized_model(net, widths, formats, alpha=alpha)
+    quantized = convert.logits_model(whole)
     integers = convert.to_fixed_point(quantized)
     micro = MicroModel(tflite.write(integers), source=MODEL)
     proof, found = compare(
@@ -139,6 +144,8 @@ def quantize_file(
         mismatches=proof.mismatches,
     )
     widths.save(folder / SCHEME)
+    with replacing(folder / KERAS_MODEL) as partial:
+        whole.save(partial)
     write_bytes(folder / MODEL, micro.content)
     write_text(folder / REPORT, json.dumps(result.model_dump(), indent=2))
     return result

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.cluster import KMeans
 
 from qbee.errors import ParameterError
-from qbee.keras import qkeras, tf
+from qbee.keras import known_to_qkeras, qkeras, tf
 
 # A centroid or a scale that is no power of two is a float32.
 FREE_SCALE_BITS = 32
@@ -40,6 +40,7 @@ def codebook_of(weights: np.ndarray, *, bits: int) -> tuple[np.ndarray, np.ndarr
     return values.astype(np.float32), index.astype(np.int32)
 
 
+@known_to_qkeras
 class quantized_codebook(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras' naming
     """K-means codebook: a weight is an index of ``bits`` bits into ``2**bits`` float centroids.
 

@@ -111,14 +111,14 @@ def load_model(path: Path):
     path = Path(path)
     if path.suffix not in (".keras", ".h5", ".hdf5"):
         raise ModelFileError(f"{path}: must be a .keras or .h5 file of a Keras model")
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such file")
     try:
         config = _stored_config(path)
         _check_config(config, _known_names(), path)
         return keras.models.load_model(
             path, custom_objects=_known_objects(), compile=False, safe_mode=True
         )
-    except FileNotFoundError as error:
-        raise ModelFileError(f"{path}: {error.strerror}") from error
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelFileError(f"{path}: damaged, or not a Keras model: {reason}") from error

@@ -190,10 +190,10 @@ def map_remedy(quantizer, *, is_positive: bool) -> str | None:
 def depends_on_call(quantizer, x: np.ndarray) -> bool:
     """Whether what a value becomes depends on the other values of the call.
 
-    Half of the values are made four times as large; the other half must stay what they were.
+    Half of the values are made a thousand times as large; the others must stay what they were.
     """
     x = np.asarray(x[:4], np.float32)
     is_kept = np.random.default_rng(0).random(x.shape) < 0.5
     before, _ = quantized(quantizer, x)
-    disturbed, _ = quantized(quantizer, np.where(is_kept, x, 4 * x))
+    disturbed, _ = quantized(quantizer, np.where(is_kept, x, 1000 * x))
     return not np.array_equal(before[is_kept], disturbed[is_kept])

@@ -117,7 +117,7 @@ def _of_channels(tensor: Tensor) -> dict[str, Any]:
     """Measures of the channels; those of a bias are its values."""
     before, after = (np.moveaxis(x, tensor.axis, -1) for x in (tensor.before, tensor.after))
     peaks, kept = (np.max(np.abs(x).reshape(-1, x.shape[-1]), 0) for x in (before, after))
-    is_on = peaks > OFF * np.max(peaks)
+    is_on = peaks > _faintest(tensor) * np.max(peaks)
     return {
         "channels": len(peaks),
         "dead_channels": int(np.sum(is_on & (kept == 0))),
@@ -126,13 +126,23 @@ def _of_channels(tensor: Tensor) -> dict[str, Any]:
     }
 
 
+def _faintest(tensor: Tensor) -> float:
+    """Smallest peak of a channel that is missed if it becomes 0, as a share of the largest peak.
+
+    The one step of a map can be four times the finest that covers it.
+    """
+    bits = getattr(tensor.quantizer, "bits", None)
+    return max(OFF, 2.0 ** (2 - bits)) if tensor.kind == "map" and bits else OFF
+
+
 def _of_codes(tensor: Tensor) -> dict[str, Any]:
     """Measures of the grid, as far as it is uniform and known."""
     grid, before = tensor.grid, tensor.before
     if grid is None:
         return {}
     codes = grid.codes(tensor.after)
-    spanned, step, std = np.ptp(codes) + 1, float(np.median(grid.steps)), np.std(before)
+    spanned = max(np.max(codes), 0) - min(np.min(codes), 0) + 1
+    step, std = float(np.median(grid.steps)), np.std(before)
     found = {
         "codes_used": len(np.unique(codes)),
         "codes_spanned": int(spanned),

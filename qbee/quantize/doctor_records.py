@@ -39,7 +39,8 @@ class Measures(Record):
     values : int
         numbers measured
     codes_used, codes_spanned, codes_available : int or None
-        distinct codes, lowest to highest code, and all codes; None if the grid is not uniform.
+        distinct codes, lowest to highest code with 0, and all codes; None if there is no
+        uniform grid.
     clipped, clipped_channels : float or None
         share of the values beyond the last code, and of the channels that have such values.
     zeroed : float

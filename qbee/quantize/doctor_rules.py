@@ -68,16 +68,15 @@ def _bias_zero(t: Measures) -> Finding | None:
     if t.tensor != "bias" or t.reference_db is None or t.zeroed < 1:
         return None
     why = _epsilon(t) if _is_floored(t) else f"the step of {shown(t.step)} is too coarse"
-    text = f"all {t.values} biases became 0: {why}; {_use(t)}"
+    which = "the only bias" if t.values == 1 else f"all {t.values} biases"
+    text = f"{which} became 0: {why}; {_use(t)}"
     return _found(t, "bias_zero", t.zeroed, "severe", text)
 
 
 def _floored(t: Measures) -> Finding | None:
     if not _is_floored(t) or t.missing_db <= DEFECT_DB or _bias_zero(t):
         return None
-    text = (
-        f"{_quality(t)}: {_epsilon(t)}, and {shown(t.wanted_step)} would cover the peak; {_use(t)}"
-    )
+    text = f"{_quality(t)}: {_epsilon(t)}, while {shown(t.wanted_step)} would cover the peak; {_use(t)}"
     return _found(t, "epsilon", t.missing_db, "severe", text)
 
 
@@ -90,9 +89,12 @@ def _quality(t: Measures) -> str:
 
 def _clipped(t: Measures) -> Finding | None:
     share = t.clipped_channels or 0.0
-    if share <= CLIPPED_CHANNELS or t.missing_db <= HALF_A_BIT_DB or _floored(t) or _bias_zero(t):
+    is_widespread = share > CLIPPED_CHANNELS and t.missing_db > HALF_A_BIT_DB
+    # A bias has no neighbours that would make up for it.
+    is_bad_bias = t.tensor == "bias" and share > 0 and t.missing_db > DEFECT_DB
+    if not (is_widespread or is_bad_bias) or _floored(t) or _bias_zero(t):
         return None
-    many = "saturated biases" if t.tensor == "bias" else "clipped channels"
+    many = "of the biases saturate" if t.tensor == "bias" else "of the channels are clipped"
     why = (
         "QKeras rounds the exponent of the step to the nearest, which cuts peaks off"
         if t.finest_step is not None
@@ -111,10 +113,10 @@ def _one_step(t: Measures) -> Finding | None:
         return None
     if t.spread is None or t.spread < FILTER_SPREAD:
         return None
-    dead = f", {t.dead_channels} of them are dead" if t.dead_channels else ""
+    dead = f", and {t.dead_channels} of them are dead" if t.dead_channels else ""
     text = (
         f"one step for all {t.channels} filters though their peaks differ {t.spread:.0f} times"
-        f"{dead}: the last axis of a depthwise kernel has length 1; {_use(t)}"
+        f"{dead}: they need one each; {_use(t)}"
     )
     return _found(t, "one_step", t.spread, "severe" if t.dead_channels else "warning", text)
 
@@ -138,6 +140,9 @@ def _dead(t: Measures) -> Finding | None:
 def _silent(t: Measures) -> Finding | None:
     if not t.silent_channels or t.tensor != "map":
         return None
+    if t.silent_channels == t.channels:
+        text = "the whole map is 0 for all these inputs: look for the defect in a layer before it"
+        return _found(t, "silent_channels", t.silent_channels, "severe", text)
     text = (
         f"{t.silent_channels} of {t.channels} channels are 0 for all these inputs, before rounding "
         "too; prune them, or look for what starves them"
@@ -148,7 +153,8 @@ def _silent(t: Measures) -> Finding | None:
 def _unused(t: Measures) -> Finding | None:
     if t.tensor != "map" or not t.is_positive or not t.codes_spanned or not t.codes_available:
         return None
-    if 2 * t.codes_spanned > t.codes_available + 1 or _floored(t):
+    is_silent = t.silent_channels == t.channels
+    if 2 * t.codes_spanned > t.codes_available + 1 or _floored(t) or is_silent:
         return None
     text = (
         f"no value is negative, and {t.codes_spanned} of {t.codes_available} codes are in use; "
@@ -176,7 +182,10 @@ def _accumulator(t: Measures) -> Finding | None:
         text = f"{reach}, more than int32 holds; use fewer bits, or fewer inputs per output"
         return _found(t, "overflow", t.accumulator, "severe", text)
     if t.accumulator >= INT32_LIMIT:
-        text = f"{reach}: the device needs 64-bit accumulators, which its 16-bit kernels have"
+        text = (
+            f"{reach}: more than int32 holds, so the device must add in 64 bits, as TFLite Micro "
+            "does for 16-bit maps"
+        )
         return _found(t, "overflow", t.accumulator, "note", text)
     if t.is_exact_in_keras:
         return None

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from qbee.errors import ParameterError
-from qbee.keras import keras, qkeras, tf
+from qbee.keras import keras, known_to_qkeras, qkeras, tf
 from qbee.quantize.fixed_point import MapType
 from qbee.quantize.map_grid import (
     best_power_of_two,
@@ -26,6 +26,7 @@ POSITIONAL = ("bits", "integer", "symmetric", "keep_negative")
 UNSEEN = (0.0, -1.0)
 
 
+@known_to_qkeras
 class quantized_bits_featuremap(keras.layers.Layer, qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras' naming
     """Feature-map quantizer with one step per tensor, which is static at inference.
 
@@ -240,11 +241,6 @@ class quantized_bits_featuremap(keras.layers.Layer, qkeras.quantizers.BaseQuanti
             if name not in (*POSITIONAL, "alpha") and config[name] != parameter.default:
                 shown.append(f"{name}={config[name]!r}")
         return f"quantized_bits_featuremap({','.join(shown)})"
-
-
-# QKeras' layers look the names in their strings up in the first, Keras' loaders in the second.
-qkeras.quantizers.quantized_bits_featuremap = quantized_bits_featuremap
-keras.saving.get_custom_objects()["quantized_bits_featuremap"] = quantized_bits_featuremap
 
 
 def _parameters(quantizer) -> dict[str, inspect.Parameter]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import singledispatch
 
 from qbee.errors import ParameterError
-from qbee.keras import qkeras, tf
+from qbee.keras import known_to_qkeras, qkeras, tf
 from qbee.quantize.codebook import FREE_SCALE_BITS, quantized_codebook
 from qbee.quantize.quantizers import power_of_two, quantized_kernel, straight_through
 
@@ -88,6 +88,7 @@ class BlockQuantizer(qkeras.quantizers.BaseQuantizer):
         return cls(**config)
 
 
+@known_to_qkeras
 class quantized_vectors(BlockQuantizer):  # noqa: N801 - QKeras' naming
     """VS-Quant: an integer scale per short vector times a coarse scale per output channel.
 
@@ -163,6 +164,7 @@ class quantized_vectors(BlockQuantizer):  # noqa: N801 - QKeras' naming
         return {name: getattr(self, name) for name in names}
 
 
+@known_to_qkeras
 class quantized_micro_exponents(BlockQuantizer):  # noqa: N801 - QKeras' naming
     """Shared micro-exponents: MX4, MX6 and MX9 of the block data representations (BDR).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from qbee.errors import ParameterError
-from qbee.keras import qkeras, tf
+from qbee.keras import known_to_qkeras, qkeras, tf
 from qbee.quantize.fixed_point import max_kernel_code
 from qbee.quantize.power_of_two import CANDIDATES
 
@@ -39,6 +39,7 @@ def covering_exponent(peak, max_code: int):
     return tf.cast(tf.maximum(tf.math.ceil(log2), LOWEST_EXPONENT), tf.int32)
 
 
+@known_to_qkeras
 class quantized_kernel(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras' naming
     """Symmetric kernel quantizer with one step per channel.
 
@@ -135,6 +136,7 @@ class quantized_kernel(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras'
         return cls(**config)
 
 
+@known_to_qkeras
 class quantized_bias(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras' naming
     """Bias quantizer: ``bits`` (16 or 31) significant bits on the accumulator's grid.
 

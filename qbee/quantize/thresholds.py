@@ -177,7 +177,9 @@ class _Student:
     ):
         scheme.check(net)
         self.net = net
-        self.widths: dict[str, int] = {INPUT: scheme.input_bits} | {n: b.map for n, b in scheme.layers.items()}
+        self.widths: dict[str, int] = {INPUT: scheme.input_bits} | {
+            n: b.map for n, b in scheme.layers.items()
+        }
         numbers = formats(net, maps, self.widths)
         self.maps = {name: _Map(numbers[name], settings) for name in (INPUT, *net.maps)}
         self.kernels = {}

@@ -436,13 +436,14 @@ def doctor(
 ) -> None:
     """Say what is wrong with the quantizers of a QKeras model, layer by layer, and fix it."""
     from qbee.quantize import doctor as po2
-    from qbee.quantize import doctor_files, doctor_fix
+    from qbee.quantize import doctor_files, doctor_fix, stored
     from qbee.report import doctor_plots
 
     for path, suffix in ((fix, ".keras"), (json_file, ".json"), (picture, ".png")):
         if path is not None:
             doctor_files.check_output(path, suffix)
-    loaded, values = doctor_files.load_model(model), doctor_files.load_inputs(inputs)
+    loaded = doctor_files.load_model(model)
+    values = stored.load_inputs(inputs, loaded)
     found = po2.examine(loaded, values)
     print_examination(found)
     if json_file is not None:

@@ -17,7 +17,12 @@ BY_FOLD = FrontEnd(standardize="fold", mean_db=-61.5, std_db=7.25, fmin_hz=52.37
 def defines(folder, front_end):
     """Write a small stand-in of a model; the macros of its header by name."""
     c_array.write(
-        folder, bytes(range(40)), front_end, arena_bytes=4096, input_map=MapType(8, -128, 2.0**-5), margin_threshold=3
+        folder,
+        bytes(range(40)),
+        front_end,
+        arena_bytes=4096,
+        input_map=MapType(8, -128, 2.0**-5),
+        margin_threshold=3,
     )
     lines = (folder / "model_data.h").read_text().splitlines()
     return dict(

@@ -4,11 +4,14 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qbee.errors import ParameterError
+from qbee.quantize.fold import FoldedNet
+from qbee.quantize.graph import Node
 from qbee.quantize.scheme import uniform
 from qbee.search import cost
 from qbee.search.score import ForgivingFactor
@@ -78,10 +81,35 @@ def test_a_size_that_is_not_positive_is_an_error(sizes):
         ForgivingFactor().delta(trial_bits=sizes[0], reference_bits=sizes[1])
 
 
-def test_a_uniform_scheme_of_16_bits_costs_the_reference_but_for_its_8_bit_ends():
-    elements = {"input": 100, "a.kernel": 9, "a.bias": 1, "a.map": 50, "b.kernel": 100,
-                "b.bias": 2, "b.map": 2}  # fmt: skip
-    scheme = uniform(["a", "b"], bits=16)
+NET = FoldedNet(
+    "net",
+    (10, 10, 1),
+    (
+        Node("a", "conv", ("input",), (5, 5, 2), (3, 3)),
+        Node("pooled", "max_pool", ("a",), (4, 4, 2), (2, 2)),
+        Node("sum", "add", ("pooled", "pooled"), (4, 4, 2)),
+        Node("flat", "reshape", ("sum",), (32,)),
+        Node("b", "dense", ("flat",), (3,)),
+    ),
+    {"a": np.zeros((3, 3, 1, 2)), "b": np.zeros((32, 3))},
+    {"a": np.zeros(2), "b": np.zeros(3)},
+)
+
+
+def test_elements_are_those_of_kernels_biases_and_maps_with_a_format_of_their_own():
+    assert cost.elements(NET) == {
+        "input": 100, "a.kernel": 18, "a.bias": 2, "a.map": 50, "sum.map": 32,
+        "b.kernel": 96, "b.bias": 3, "b.map": 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("map_bits", "narrower"), [(None, 0), (8, 8), (4, 12)])
+def test_a_uniform_scheme_of_16_bits_costs_the_reference_but_for_its_narrower_maps(
+    map_bits, narrower
+):
+    elements, scheme = cost.elements(NET), uniform(NET, bits=16, map_bits=map_bits)
     trial = cost.total_bits(elements, cost.slots(scheme))
     reference = cost.total_bits(elements, cost.reference_slots(elements, ForgivingFactor()))
-    assert reference - trial == 8 * (100 + 2)
+    # Input and output have at least 8 bits.
+    ends = min(narrower, 8) * (100 + 3)
+    assert reference - trial == narrower * (50 + 32) + ends

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from qbee.keras import keras, qkeras, tf
 from qbee.quantize.calibrate import calibrate
 from qbee.quantize.convert import quantized_model
 from qbee.quantize.doctor_grids import is_quantizer
-from qbee.quantize.doctor_layers import weights_of
+from qbee.quantize.doctor_layers import weights_of, without_hints
 from qbee.quantize.doctor_records import Kind
 from qbee.quantize.fixed_point import MapType
 from qbee.quantize.fold import FoldedNet
@@ -61,9 +60,7 @@ def copied(model, changes: Mapping[str, dict[str, Any]]):
     def clone(layer):
         return type(layer).from_config(_arguments(layer) | changes.get(layer.name, {}))
 
-    with warnings.catch_warnings():
-        # QKeras serializes quantizers with the function for constraints.
-        warnings.filterwarnings("ignore", message=".*keras.constraints.serialize.*")
+    with without_hints():
         fresh = keras.models.clone_model(model, clone_function=clone)
     for layer in model.layers:
         target = fresh.get_layer(layer.name)

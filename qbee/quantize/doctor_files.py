@@ -1,21 +1,20 @@
-"""Models and inputs from files that may come from anywhere: read without running their code."""
+"""Model files that may come from anywhere, read without running their code; files of results."""
 
 from __future__ import annotations
 
 import json
 import re
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
-from qbee.errors import DataError, ModelFileError, ParameterError
+from qbee.errors import ModelFileError, ParameterError
 from qbee.files import replacing
 from qbee.keras import keras, qkeras, tf
 from qbee.quantize import custom_objects
+from qbee.quantize.doctor_layers import without_hints
 
 # They run code, or read files, that the model names.
 REFUSED = {"Lambda", "TFSMLayer", "TextVectorization", "StringLookup", "IntegerLookup"}
@@ -116,31 +115,13 @@ def load_model(path: Path):
     try:
         config = _stored_config(path)
         _check_config(config, _known_names(), path)
-        return keras.models.load_model(
-            path, custom_objects=_known_objects(), compile=False, safe_mode=True
-        )
+        with without_hints():
+            return keras.models.load_model(
+                path, custom_objects=_known_objects(), compile=False, safe_mode=True
+            )
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelFileError(f"{path}: damaged, or not a Keras model: {reason}") from error
-
-
-def load_inputs(path: Path) -> np.ndarray:
-    """Array of a .npy file, mapped into memory.
-
-    Raises
-    ------
-    DataError
-        if it is missing, damaged, or holds anything but one array of numbers.
-    """
-    try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or 'is not a .npy file'}") from error
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path}: is not a .npy file of numbers: {error}") from error
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiub":
-        raise DataError(f"{path}: must hold one array of numbers")
-    return found
 
 
 def check_output(path: Path, suffix: str) -> None:
@@ -160,7 +141,5 @@ def check_output(path: Path, suffix: str) -> None:
 
 def save_model(model, path: Path) -> None:
     """Write a .keras file, whole or not at all."""
-    with replacing(path) as partial, warnings.catch_warnings():
-        # QKeras serializes quantizers with the function for constraints.
-        warnings.filterwarnings("ignore", message=".*keras.constraints.serialize.*")
+    with replacing(path) as partial, without_hints():
         model.save(partial)

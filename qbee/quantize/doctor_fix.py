@@ -10,7 +10,7 @@ import numpy as np
 
 from qbee.keras import tf
 from qbee.quantize.doctor import examine, spread
-from qbee.quantize.doctor_copies import copied, device_copy, no_constraint, weight_keys
+from qbee.quantize.doctor_copies import Key, copied, device_copy, no_constraint, weight_keys
 from qbee.quantize.doctor_grids import bias_remedy, is_relu, kernel_remedy
 from qbee.quantize.doctor_layers import (
     before_activation,
@@ -18,7 +18,7 @@ from qbee.quantize.doctor_layers import (
     map_quantizer,
     weights_of,
 )
-from qbee.quantize.doctor_records import Change, Kind, Measure, Measures
+from qbee.quantize.doctor_records import Change, Examination, Kind, Measure, Measures
 from qbee.quantize.featuremap import quantized_bits_featuremap
 from qbee.quantize.layers import QuantizedOp
 
@@ -33,7 +33,8 @@ CURABLE: tuple[Measure, ...] = (
     "unused_codes",
     "call_range",
 )
-Key = tuple[str, Kind]
+# Maps may come alive, and show what is wrong with them, when layers before them are fixed.
+ROUNDS = 4
 Reasons = Mapping[Key, tuple[Measure, ...]]
 
 
@@ -62,26 +63,42 @@ def fix(model, inputs: np.ndarray) -> tuple[Any, tuple[Change, ...]]:
     ParameterError
         as of ``doctor.examine``.
     """
-    found = examine(model, inputs)
-    measured = {(t.layer, t.tensor): t for t in found.tensors}
+    x = spread(model, inputs)
+    fixed = copied(model, {})
+    changes: dict[Key, Change] = {}
+    is_ours = any(isinstance(layer, QuantizedOp) for layer in model.layers)
+    for _ in range(ROUNDS):
+        found = examine(fixed, x)
+        measured = {(t.layer, t.tensor): t for t in found.tensors}
+        reasons = _reasons(found, measured)
+        if not reasons:
+            break
+        if is_ours:
+            fixed, texts = device_copy(fixed, x, set(reasons))
+        else:
+            fixed, texts = _qkeras_copy(fixed, x, reasons, measured)
+        for key, why in reasons.items():
+            before = measured[key].quantizer
+            changes[key] = _change(key, changes.get(key), before, texts[key], why)
+    return fixed, tuple(changes.values())
+
+
+def _change(key: Key, first: Change | None, before: str, after: str, why: tuple[Measure, ...]):
+    """A change, which began with that of an earlier round if there is one."""
+    if first is not None:
+        before, why = first.before, first.reasons
+    return Change(layer=key[0], tensor=key[1], before=before, after=after, reasons=why)
+
+
+def _reasons(found: Examination, measured: Mapping[Key, Measures]) -> Reasons:
+    """What can be cured, by tensor."""
     grouped: dict[Key, list[Measure]] = defaultdict(list)
     for finding in found.findings:
         key = finding.layer, finding.tensor
-        is_cured = finding.measure in CURABLE and measured[key].remedy is not None
-        if is_cured or finding.measure == "constraint":
+        is_curable = finding.measure in CURABLE and measured[key].remedy is not None
+        if is_curable or finding.measure == "constraint":
             grouped[key].append(finding.measure)
-    reasons = {key: tuple(why) for key, why in grouped.items()}
-    x = spread(model, inputs)
-    if any(isinstance(layer, QuantizedOp) for layer in model.layers):
-        fixed, texts = device_copy(model, x, set(reasons))
-    else:
-        fixed, texts = _qkeras_copy(model, x, reasons, measured)
-    changes = tuple(
-        Change(layer=key[0], tensor=key[1], before=measured[key].quantizer,
-               after=texts[key], reasons=why)
-        for key, why in reasons.items()
-    )  # fmt: skip
-    return fixed, changes
+    return {key: tuple(why) for key, why in grouped.items()}
 
 
 def _qkeras_copy(model, x: np.ndarray, reasons: Reasons, measured: Mapping[Key, Measures]):

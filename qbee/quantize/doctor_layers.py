@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -16,6 +18,14 @@ from qbee.quantize.doctor_records import Kind
 from qbee.quantize.featuremap import quantized_bits_featuremap
 from qbee.quantize.graph import Op
 from qbee.quantize.layers import QuantizedOp
+
+
+@contextmanager
+def without_hints() -> Iterator[None]:
+    """Silence of Keras about QKeras, which serializes quantizers as if they were constraints."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*keras.constraints.serialize.*")
+        yield
 
 
 @dataclass(frozen=True, eq=False)

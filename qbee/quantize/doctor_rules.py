@@ -76,7 +76,8 @@ def _bias_zero(t: Measures) -> Finding | None:
 def _floored(t: Measures) -> Finding | None:
     if not _is_floored(t) or t.missing_db <= DEFECT_DB or _bias_zero(t):
         return None
-    text = f"{_quality(t)}: {_epsilon(t)}, while {shown(t.wanted_step)} would cover the peak; {_use(t)}"
+    wanted = f"while {shown(t.wanted_step)} would cover the peak"
+    text = f"{_quality(t)}: {_epsilon(t)}, {wanted}; {_use(t)}"
     return _found(t, "epsilon", t.missing_db, "severe", text)
 
 
@@ -125,7 +126,8 @@ def _sqnr(t: Measures) -> Finding | None:
     causes = (_bias_zero, _floored, _clipped, _one_step)
     if t.missing_db <= DEFECT_DB or any(cause(t) for cause in causes):
         return None
-    text = f"{_quality(t)}: the step is {shown(t.step)}; {_use(t)}"
+    clipped = f"{100 * (t.clipped or 0):.2g} % of the values are beyond the last code"
+    text = f"{_quality(t)}: {clipped if t.clipped else f'the step is {shown(t.step)}'}; {_use(t)}"
     return _found(t, "sqnr", t.missing_db, _severity(t), text)
 
 
@@ -144,8 +146,8 @@ def _silent(t: Measures) -> Finding | None:
         text = "the whole map is 0 for all these inputs: look for the defect in a layer before it"
         return _found(t, "silent_channels", t.silent_channels, "severe", text)
     text = (
-        f"{t.silent_channels} of {t.channels} channels are 0 for all these inputs, before rounding "
-        "too; prune them, or look for what starves them"
+        f"{t.silent_channels} of {t.channels} channels stay 0 for all these inputs, even before "
+        "rounding; prune them, or look for what starves them"
     )
     return _found(t, "silent_channels", t.silent_channels, "note", text)
 

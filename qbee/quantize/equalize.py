@@ -7,15 +7,26 @@ import numpy as np
 from qbee.keras import tf
 from qbee.quantize import ops
 from qbee.quantize.fold import FoldedNet
-from qbee.quantize.graph import INPUT, Node
+from qbee.quantize.graph import Node
 
 # Channels of a ReLU6 whose output comes this close to 6 stay as they are.
 LOCKED_ABOVE = 5.9
 CEILING = 6.0
+# Of channels times positive factors, these make their results times the same factors.
+_HANDING_ON = ("mean", "max_pool", "average_pool", "reshape")
+
+
+def _hands_on(node: Node, channels: int) -> bool:
+    """Whether channels stay apart, and their factors too (flattened, the last axis holds both)."""
+    is_known = node.op in _HANDING_ON and node.activation in ("linear", "relu")
+    return is_known and node.shape[-1] % channels == 0
 
 
 def _pairs(net: FoldedNet) -> list[tuple[Node, Node]]:
-    """Depthwise nodes and the convolution or dense layer that alone reads them."""
+    """Depthwise nodes and the convolution or dense layer that alone reads them.
+
+    Pools, means and flattening may come between.
+    """
     readers: dict[str, list[Node]] = {}
     for node in net.nodes:
         for name in node.inputs:
@@ -23,6 +34,8 @@ def _pairs(net: FoldedNet) -> list[tuple[Node, Node]]:
     found = []
     for node in net.nodes:
         following = readers.get(node.name, [])
+        while len(following) == 1 and _hands_on(following[0], node.shape[-1]):
+            following = readers.get(following[0].name, [])
         if node.op == "depthwise" and len(following) == 1 and following[0].op in ("conv", "dense"):
             found.append((node, following[0]))
     return found
@@ -70,24 +83,25 @@ def filter_factors(kernel: np.ndarray, peaks: np.ndarray | None) -> np.ndarray:
     return np.where(locked, 1.0, np.minimum(factors, room))
 
 
-def _divided(kernel: np.ndarray, op: str, factors: np.ndarray) -> np.ndarray:
-    shape = (-1, 1) if op == "dense" else (1, 1, -1, 1)
-    return kernel / factors.reshape(shape)
+def _divided(kernel: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Kernel [..., in, out] of a reader; of flattened maps it has the channels many times."""
+    return kernel / np.tile(factors, kernel.shape[-2] // len(factors))[:, None]
 
 
 def rescale_depthwise(net: FoldedNet, inputs: np.ndarray) -> FoldedNet:
     """The same function with depthwise filters of like size.
 
-    Filters of every depthwise layer that one convolution or dense layer reads alone are scaled,
-    and that layer's kernel is divided by the same factors. Through a ReLU6 the function stays
-    the same only while outputs stay below 6 on data like ``inputs``.
+    Filters of every depthwise layer that one convolution or dense layer reads alone (or through
+    pools, a mean or flattening) are scaled, and that layer's kernel is divided by the same
+    factors. Through a ReLU6 the function stays the same only while outputs stay below 6 on data
+    like ``inputs``. Maps change and must be calibrated anew.
 
     Parameters
     ----------
     inputs : np.ndarray [shape=(n, *input_shape)]
         calibration inputs, without labels.
     """
-    pairs = [(first, second) for first, second in _pairs(net) if first.name != INPUT]
+    pairs = _pairs(net)
     kernels, biases = dict(net.kernels), dict(net.biases)
     limited = [first.name for first, _ in pairs if first.activation == "relu6"]
     peaks = _channel_peaks(net, inputs, limited) if limited else {}
@@ -96,6 +110,6 @@ def rescale_depthwise(net: FoldedNet, inputs: np.ndarray) -> FoldedNet:
         scaled = kernels[first.name] * factors.reshape(1, 1, -1, 1)
         kernels[first.name] = scaled.astype(np.float32)
         biases[first.name] = (biases[first.name] * factors).astype(np.float32)
-        divided = _divided(kernels[second.name], second.op, factors)
+        divided = _divided(kernels[second.name], factors)
         kernels[second.name] = divided.astype(np.float32)
     return net.with_weights(kernels, biases)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import groupby
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,8 +21,17 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
-def _number(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+def _db(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f}"
+
+
+def _ratio(value: float | None) -> str:
+    """Ratio in at most five characters."""
+    if value is None:
+        return "–"
+    if 100 <= value < 1e5:
+        return f"{value:.0f}"
+    return f"{value:.2g}" if 0.01 <= value < 100 else f"{value:.0e}"
 
 
 def _codes(t: Measures) -> str:
@@ -29,9 +39,7 @@ def _codes(t: Measures) -> str:
         return "–"
     if t.codes_available is None:
         return str(t.codes_used)
-    is_long = t.codes_available > 2**16
-    available = f"2^{round(math.log2(t.codes_available))}" if is_long else str(t.codes_available)
-    return f"{t.codes_used}/{available}"
+    return f"{t.codes_used}/2^{round(math.log2(t.codes_available))}"
 
 
 def _row(t: Measures) -> list[str]:
@@ -43,9 +51,9 @@ def _row(t: Measures) -> list[str]:
         _codes(t),
         _percent(t.clipped),
         _percent(t.zeroed),
-        "–" if t.step_to_std is None else f"{t.step_to_std:.2g}",
-        _number(t.sqnr_db),
-        _number(t.reference_db),
+        _ratio(t.step_to_std),
+        _db(t.sqnr_db),
+        _db(t.reference_db),
         str(t.dead_channels or ""),
         sums,
     ]
@@ -53,13 +61,16 @@ def _row(t: Measures) -> list[str]:
 
 def table(found: Examination) -> Table:
     """A row for each tensor; those with a severe finding or a warning are coloured."""
-    drawn = Table(title=f"{escape(found.model)}, maps of {found.inputs} inputs")
+    title = f"{escape(found.model)}, maps of {found.inputs} inputs"
+    drawn = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     # Names of layers are folded, never cut.
-    drawn.add_column("layer", overflow="fold")
-    drawn.add_column("tensor")
-    headings = ("bits", "codes used", "clipped %", "zero %", "step/std", "SQNR dB", "possible dB")
-    for heading in (*headings, "dead", "sums below"):
-        drawn.add_column(heading, justify="right")
+    drawn.add_column("layer", overflow="fold", min_width=12)
+    drawn.add_column("tensor", no_wrap=True)
+    drawn.add_column("bits", justify="right", no_wrap=True)
+    drawn.add_column("codes used", justify="right", no_wrap=True)
+    headings = ("clip\n%", "zero\n%", "step/\nstd", "SQNR\ndB", "of\ndB", "dead", "sums\n<")
+    for heading in headings:
+        drawn.add_column(heading, justify="right", no_wrap=True)
     worst = {}
     for finding in sorted(found.findings, key=_rank, reverse=True):
         worst[finding.layer, finding.tensor] = finding.severity

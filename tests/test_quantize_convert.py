@@ -93,7 +93,7 @@ def test_signs_pass_through_nodes_without_arithmetic_and_end_at_sigmoids_and_rel
     inputs = keras.Input((4, 4, 2))
     x = L.MaxPooling2D(2, 1, name="pooled")(L.Conv2D(2, 1, name="conv")(inputs))
     gate = L.Activation("sigmoid", name="gate")(x)
-    x = L.Multiply(name="product")([x, gate])
+    x = L.Multiply(name="product")([gate, x])
     squared = L.Multiply(name="gates")([gate, gate])
     x = L.GlobalAveragePooling2D(name="mean")(L.Add(name="both")([x, squared]))
     found = calibrate.signs(fold.fold(keras.Model(inputs, L.ReLU()(x))), input_is_signed=False)

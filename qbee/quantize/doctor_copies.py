@@ -14,6 +14,7 @@ from qbee.quantize.convert import quantized_model
 from qbee.quantize.doctor_grids import is_quantizer
 from qbee.quantize.doctor_layers import weights_of, without_hints
 from qbee.quantize.doctor_records import Kind
+from qbee.quantize.featuremap import quantized_bits_featuremap
 from qbee.quantize.fixed_point import MapType
 from qbee.quantize.fold import FoldedNet
 from qbee.quantize.graph import INPUT
@@ -139,4 +140,5 @@ def device_copy(model, x: np.ndarray, wanted: Collection[Key]) -> tuple[Any, dic
 def _text(layer, kind: Kind) -> str:
     if kind == "kernel":
         return str(layer.kernel_quantizer)
-    return str(layer.quantizer.number if layer.name == INPUT else layer.target)
+    number = layer.quantizer.number if layer.name == INPUT else layer.target
+    return str(quantized_bits_featuremap.of(number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -130,13 +131,15 @@ def check_output(path: Path, suffix: str) -> None:
     Raises
     ------
     ParameterError
-        if its folder does not exist or the name does not end in ``suffix``.
+        if its folder does not exist or is read-only, or the name does not end in ``suffix``.
     """
     path = Path(path)
     if path.suffix != suffix:
         raise ParameterError(f"{path}: the name must end in {suffix}")
     if not path.parent.is_dir():
         raise ParameterError(f"{path}: the folder does not exist")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ParameterError(f"{path}: cannot be written")
 
 
 def save_model(model, path: Path) -> None:

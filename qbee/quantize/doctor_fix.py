@@ -33,6 +33,8 @@ CURABLE: tuple[Measure, ...] = (
     "unused_codes",
     "call_range",
 )
+# In our own models the sign of a map is that of the operation, and no range is taken anew.
+CURABLE_IN_OURS: tuple[Measure, ...] = ("clipped", "one_step", "sqnr", "dead_channels")
 # Maps may come alive, and show what is wrong with them, when layers before them are fixed.
 ROUNDS = 4
 Reasons = Mapping[Key, tuple[Measure, ...]]
@@ -70,7 +72,7 @@ def fix(model, inputs: np.ndarray) -> tuple[Any, tuple[Change, ...]]:
     for _ in range(ROUNDS):
         found = examine(fixed, x)
         measured = {(t.layer, t.tensor): t for t in found.tensors}
-        reasons = _reasons(found, measured)
+        reasons = _reasons(found, measured, CURABLE_IN_OURS if is_ours else CURABLE)
         if not reasons:
             break
         if is_ours:
@@ -80,7 +82,7 @@ def fix(model, inputs: np.ndarray) -> tuple[Any, tuple[Change, ...]]:
         for key, why in reasons.items():
             before = measured[key].quantizer
             changes[key] = _change(key, changes.get(key), before, texts[key], why)
-    return fixed, tuple(changes.values())
+    return fixed, tuple(change for change in changes.values() if change.before != change.after)
 
 
 def _change(key: Key, first: Change | None, before: str, after: str, why: tuple[Measure, ...]):
@@ -90,12 +92,14 @@ def _change(key: Key, first: Change | None, before: str, after: str, why: tuple[
     return Change(layer=key[0], tensor=key[1], before=before, after=after, reasons=why)
 
 
-def _reasons(found: Examination, measured: Mapping[Key, Measures]) -> Reasons:
+def _reasons(
+    found: Examination, measured: Mapping[Key, Measures], curable: tuple[Measure, ...]
+) -> Reasons:
     """What can be cured, by tensor."""
     grouped: dict[Key, list[Measure]] = defaultdict(list)
     for finding in found.findings:
         key = finding.layer, finding.tensor
-        is_curable = finding.measure in CURABLE and measured[key].remedy is not None
+        is_curable = finding.measure in curable and measured[key].remedy is not None
         if is_curable or finding.measure == "constraint":
             grouped[key].append(finding.measure)
     return {key: tuple(why) for key, why in grouped.items()}

@@ -126,9 +126,8 @@ def unknown(model) -> tuple[str, ...]:
     return tuple(
         layer.name
         for layer in model.layers
-        if hasattr(layer, "get_quantization_config")
+        if (hasattr(layer, "get_quantizers") or isinstance(layer, qkeras.QAdaptiveActivation))
         and weights_of(layer) is None
-        and not isinstance(layer, qkeras.QActivation)
     )
 
 

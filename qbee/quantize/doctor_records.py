@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from qbee.errors import ParameterError
 from qbee.quantize.graph import Op
 from qbee.records import Record
 
@@ -171,10 +172,13 @@ class Examination(Record):
 
         Raises
         ------
-        StopIteration
-            if it has none.
+        ParameterError
+            if there is no such tensor.
         """
-        return next(t for t in self.tensors if (t.layer, t.tensor) == (layer, tensor))
+        for found in self.tensors:
+            if (found.layer, found.tensor) == (layer, tensor):
+                return found
+        raise ParameterError(f"layer={layer!r} of model {self.model!r} has no quantized {tensor}")
 
 
 class Change(Record):

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 from qbee.quantize.doctor_records import Finding, Measure, Measures, Severity, Update
 
-# 4-bit kernels have 17 dB and must be fine-tuned, 8-bit ones have 39 dB and need not be.
+# 4-bit kernels have 18 dB and must be fine-tuned, 8-bit ones have 39 dB and need not be.
 SEVERE_DB = 20.0
 # Half a bit less than the reference may be a matter of taste, more than 10 dB is a defect:
-# QKeras' auto_po2 misses 3, 12 and 57 dB at 4, 8 and 16 bits.
+# QKeras' auto_po2 misses 2, 12 and 60 dB at 4, 8 and 16 bits.
 HALF_A_BIT_DB, DEFECT_DB = 3.0, 10.0
 # QKeras clips 47-66 % of the channels, ours less than 10 % at 8 bits.
 CLIPPED_CHANNELS = 0.3

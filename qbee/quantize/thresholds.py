@@ -82,8 +82,8 @@ def _factor(start, lowest, highest):
 def best_scales(kernel: np.ndarray, quantizer: quantized_kernel) -> np.ndarray:
     """Shares of the peaks at which clipping gives the least squared error, like the steps.
 
-    FAT's thresholds of kernels start at the peaks; with 4 bits half of a peak can still be far
-    too much where a few weights are large.
+    Training starts there, while FAT's starts at the peaks: with 4 bits half of a peak can still
+    be far too much where a few weights are large.
     """
     peaks = quantizer.steps(tf.constant(kernel)).numpy()
     shared = tuple(i for i, length in enumerate(peaks.shape) if length == 1)
@@ -121,8 +121,9 @@ class _Kernel:
             self.bias_factors = _factor(np.ones_like(bias), *POINT_LIMITS)
             self.variables += [self.point_factors, self.bias_factors]
         if settings.thresholds:
-            start = best_scales(kernel, quantizer)
-            self.scale = _factor(start, SCALE_LIMITS[0] * start, SCALE_LIMITS[1])
+            self.start = best_scales(kernel, quantizer)
+            lowest, highest = SCALE_LIMITS
+            self.scale = _factor(np.ones_like(self.start), lowest * self.start, highest)
             self.variables.append(self.scale)
 
     def weights(self):
@@ -253,6 +254,12 @@ class Student:
         node = self.net.node(name)
         return SIGMOID_MAP.step if node.op == "sigmoid" else self._step(node.inputs[0])
 
+    def start(self) -> None:
+        """Move thresholds of kernels from the peaks to where training starts."""
+        for kernel in self.kernels.values():
+            if kernel.scale is not None:
+                kernel.scale.assign(kernel.start)
+
     def logits(self, x):
         """Output of the last node."""
         weights = {
@@ -376,6 +383,7 @@ def tune(
     student = Student(net, scheme, maps, settings, alpha, is_per_tensor)
     training, rng = Training(student, inputs, settings), np.random.default_rng(seed)
     losses, best = [training.loss()], [v.numpy() for v in student.variables]
+    student.start()
     epochs = settings.cycles * settings.cycle_epochs
     for epoch in range(epochs):
         if epoch % settings.cycle_epochs == 0:

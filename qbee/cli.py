@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from qbee.doctor.records import Examination
 from qbee.errors import QbeeError
 from qbee.job.watcher import Watcher
-from qbee.quantize.doctor_records import Examination
 from qbee.report import doctor_table
 
 app = typer.Typer(
@@ -435,14 +435,14 @@ def doctor(
     picture: Annotated[Path | None, typer.Option(help="Draw the measures here (.png).")] = None,
 ) -> None:
     """Say what is wrong with the quantizers of a QKeras model, layer by layer, and fix it."""
-    from qbee.quantize import doctor as po2
-    from qbee.quantize import doctor_files, doctor_fix, stored
+    from qbee import doctor as po2
+    from qbee.quantize import stored
     from qbee.report import doctor_plots
 
     for path, suffix in ((fix, ".keras"), (json_file, ".json"), (picture, ".png")):
         if path is not None:
-            doctor_files.check_output(path, suffix)
-    loaded = doctor_files.load_model(model)
+            stored.check_output(path, suffix)
+    loaded = stored.load_model(model)
     values = stored.load_inputs(inputs, loaded)
     found = po2.examine(loaded, values)
     print_examination(found)
@@ -451,8 +451,8 @@ def doctor(
     if picture is not None:
         doctor_plots.examination(found, picture)
     if fix is not None:
-        fixed, changes = doctor_fix.fix(loaded, values)
-        doctor_files.save_model(fixed, fix)
+        fixed, changes = po2.fix(loaded, values)
+        stored.save_model(fixed, fix)
         console.print(f"{len(changes)} quantizers replaced: {fix}", markup=False, soft_wrap=True)
         console.print(f"Now {doctor_table.summary(po2.examine(fixed, values))}")
 

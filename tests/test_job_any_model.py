@@ -84,7 +84,7 @@ def test_the_command_line_says_what_it_made(files, tmp_path):
 
 def test_bad_input_is_one_line_and_exit_code_2(files, tmp_path):
     for arguments, why in (
-        ([files[1], "--inputs", files[1]], "not a Keras model"),
+        ([files[1], "--inputs", files[1]], "must be a .keras or .h5 file"),
         ([files[0], "--inputs", files[0]], "not a .npy array"),
         ([files[0], "--inputs", files[1], "--calibration", "guess"], "method='guess'"),
         ([files[0], "--inputs", files[1], "--kernels", "5"], "'5' is not one of"),

@@ -15,6 +15,7 @@ STAGES = [
     ("models",),
     ("train",),
     ("quantize",),
+    ("doctor",),
     ("search",),
     ("export",),
     ("detector",),

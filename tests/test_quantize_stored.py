@@ -66,7 +66,7 @@ def test_a_quantized_model_comes_back_with_the_same_integers(tmp_path, suffix):
 
 def test_a_lambda_layer_is_refused_before_it_can_run(tmp_path, suffix):
     path = saved(small_model(layers.Lambda(lambda x: x)), tmp_path / f"m.{suffix}")
-    with pytest.raises(ModelFileError, match=r"has a Lambda layer, which may hold any code"):
+    with pytest.raises(ModelFileError, match=r"'Lambda'.* is not loaded: only layers"):
         stored.load_model(path)
 
 
@@ -80,7 +80,7 @@ def test_a_class_of_a_foreign_package_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in content.items():
             archive.writestr(name, data)
-    with pytest.raises(ModelFileError, match="comes from 'subprocess', which is not trusted"):
+    with pytest.raises(ModelFileError, match="of subprocess is not loaded: only layers"):
         stored.load_model(path)
 
 
@@ -93,10 +93,10 @@ def test_files_that_hold_no_model_are_named(tmp_path):
     with h5py.File(damaged, "w") as file:
         file.attrs["model_config"] = "{"
     for path, why in (
-        (tmp_path / "none.h5", "there is no such file"),
+        (tmp_path / "none.h5", "no such file"),
         (text, "not a Keras model"),
-        (weights, "holds weights only"),
-        (damaged, "description is damaged"),
+        (weights, "not a Keras model"),
+        (damaged, "not a Keras model"),
     ):
         with pytest.raises(ModelFileError, match=f"{path.name}: .*{why}"):
             stored.load_model(path)
@@ -106,7 +106,7 @@ def test_an_unknown_layer_is_one_line(tmp_path):
     path = saved(small_model(), tmp_path / "m.h5")
     with h5py.File(path, "a") as file:
         file.attrs["model_config"] = file.attrs["model_config"].replace("Dense", "Tense")
-    with pytest.raises(ModelFileError, match=r"Keras cannot load it: .*Tense") as caught:
+    with pytest.raises(ModelFileError, match=r"'Tense' is not loaded") as caught:
         stored.load_model(path)
     assert "\n" not in str(caught.value)
 

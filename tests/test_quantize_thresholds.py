@@ -1,22 +1,16 @@
 """FAT: trained thresholds and point-wise factors, and how they fold into an ordinary network."""
 
-import dataclasses
-import inspect
-
 import numpy as np
 import pytest
 
-from qbee.errors import ParameterError
-from qbee.export import tflite
-from qbee.export.interpreter import MicroModel
-from qbee.keras import keras, make_repeatable, tf
-from qbee.quantize import convert, fixed_net, fixed_point, thresholds
+from qbee.keras import make_repeatable, tf
+from qbee.quantize import convert
 from qbee.quantize.calibrate import calibrate
 from qbee.quantize.fold import FoldedNet
 from qbee.quantize.graph import Node
-from qbee.quantize.layers import QuantizedLayer, QuantizedOp, kernel_quantizer
+from qbee.quantize.layers import kernel_quantizer
 from qbee.quantize.scheme import uniform
-from qbee.quantize.thresholds import FatSettings, Student, on_grid, tune
+from qbee.quantize.thresholds import FatSettings, Student, tune
 
 SHAPE = (6, 6, 2)
 BOTH = FatSettings(cycles=2, cycle_epochs=4, batch_inputs=8, max_rate=0.02, thresholds=True)
@@ -103,7 +97,9 @@ def run(request):
     """Whether there is one step per kernel, and a network tuned in that mode."""
     make_repeatable(0)
     mode = {"is_per_tensor": request.param}
-    return request.param, tune(NET, SCHEME, MAPS, INPUTS, settings=BOTH, seed=0, alpha="auto", **mode)
+    return request.param, tune(
+        NET, SCHEME, MAPS, INPUTS, settings=BOTH, seed=0, alpha="auto", **mode
+    )
 
 
 def test_trained_thresholds_of_kernels_stay_within_fats_limits():
@@ -112,8 +108,9 @@ def test_trained_thresholds_of_kernels_stay_within_fats_limits():
     tuned = tune(NET, SCHEME, MAPS, INPUTS, settings=wild, seed=0, alpha="auto")
     scales = np.concatenate(
         [
-            (steps(tuned.net, name, is_per_tensor=False) / steps(NET, name, is_per_tensor=False))
-            .ravel()
+            (
+                steps(tuned.net, name, is_per_tensor=False) / steps(NET, name, is_per_tensor=False)
+            ).ravel()
             for name in NET.weighted
         ]
     )

@@ -207,10 +207,7 @@ def keras_maps(model, inputs):
     return {name: value.numpy() for name, value in zip(names, values, strict=True)}
 
 
-def is_exact_in_float32(layer):
-    """Whether all its sums are multiples of a power of two, and 8-bit codes times 8-bit codes."""
-    if not isinstance(layer, QuantizedLayer) or layer.arithmetic != "int32":
-        return False
+def has_power_of_two_steps(layer):
     steps = [layer.source.step, layer.target.step, *layer.quantized()[1].numpy()]
     return bool(np.all(np.frexp(steps)[0] == 0.5))
 
@@ -218,23 +215,26 @@ def is_exact_in_float32(layer):
 def assert_training_is_close(model, values, codes):
     """In training, no layer alone is more than a code away from what it infers.
 
-    Float32 sums on grids of free steps are a little off them, which moves ties by a code, and
-    other operations are rounded once where the device rounds up to three times. Split layers
-    round twice, and next to the end of their range their high part can saturate alone: it differs
-    from the whole by 256ths of the sum of magnitudes, which is less than 16 times the range.
+    Operations without weights are rounded once where the device rounds up to three times, and
+    float32 sums on free steps are a little off their grid, which moves ties. Split layers round
+    twice, and next to the end of their range their high part can saturate alone: it differs from
+    the whole by 256ths of the sum of magnitudes, which is less than 16 times the range.
     """
     for layer in model.layers:
         if not isinstance(layer, QuantizedOp):
             continue
         inputs = [tf.constant(values[name]) for name in layer.node.inputs]
         trained = layer(inputs if len(inputs) > 1 else inputs[0], training=True).numpy()
-        expected, allowed = codes[layer.name], 0 if is_exact_in_float32(layer) else 1
+        expected, allowed = codes[layer.name], 1
         distance = np.abs(trained.astype(np.float64) / layer.target.step - expected)
         if isinstance(layer, QuantizedLayer) and layer.arithmetic == "int64_split":
             lowest, highest = layer.limits
             margin = (highest - lowest) / 16
             inside = (expected > lowest + margin) & (expected < highest - margin)
             distance, allowed = distance[inside | (expected == 0)], 2
+        elif isinstance(layer, QuantizedLayer) and has_power_of_two_steps(layer):
+            # Such sums are exact up to 2^24 accumulator codes, of which few maps have more.
+            assert np.mean(distance > 0.5) < 0.01, layer.name
         # Values of up to 2^15 codes have relative errors of 2^-24, also on grids of free steps.
         assert np.max(distance, initial=0) <= allowed + 2.0**-8, layer.name
 

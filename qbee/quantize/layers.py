@@ -248,10 +248,13 @@ class QuantizedLayer(QuantizedOp):
         kernel, steps, bias = self.quantized()
         y = ops.pooled(ops.products(self.node, inputs, kernel), self.node.pool) + bias
         multipliers = tf.cast(self._grid(steps) / self.target.step, tf.float32)
-        # The device adds one to positive accumulators before it shifts by two bits or more; the
-        # half of an accumulator code on top keeps sums that ought to be ties on their side.
-        down = tf.where(multipliers <= 0.5, 0.5 * multipliers, 0.0)
-        up = tf.where(multipliers <= 0.25, 3 * down, down)
+        # Half of an accumulator code keeps sums that ought to be ties on their side, which is up.
+        up = tf.where(multipliers <= 0.5, 0.5 * multipliers, 0.0)
+        down = -up
+        if self.arithmetic == "int32":
+            # Before it shifts by two bits or more, the device adds one to positive accumulators.
+            up = tf.where(multipliers <= 0.25, 3 * up, up)
+            down = tf.where(multipliers < 0.5, -down, down)
         return fake_quantized(y, self.target.step, self.limits, up, down)
 
     def _split(self, codes, kernel, bias, multipliers):

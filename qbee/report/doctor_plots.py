@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from qbee.quantize.doctor_records import Examination, Kind, Measures
-from qbee.quantize.doctor_rules import DEFECT_DB
+from qbee.doctor.records import Examination, Kind, Measures
+from qbee.doctor.rules import DEFECT_DB
 from qbee.report.drawing import BLUE, GREEN, GREY, INK, ORANGE, RED, drawing
 
 COLORS: dict[Kind, str] = {"kernel": BLUE, "bias": GREEN, "map": ORANGE}

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from qbee.quantize.doctor_records import Examination, Finding, Measures
+from qbee.doctor.records import Examination, Finding, Measures
 
 SEVERITIES = ("severe", "warning", "note")
 COLORS = {"severe": "red", "warning": "yellow", "note": "dim"}

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from qbee.doctor import rules
+from qbee.doctor.grids import quantized
+from qbee.doctor.layers import check, layer_inputs, readers, unknown, weights_of
+from qbee.doctor.measures import measures
+from qbee.doctor.records import Examination, Kind, Update
+from qbee.doctor.tensors import Reader
 from qbee.errors import ParameterError
-from qbee.quantize import doctor_rules
-from qbee.quantize.doctor_grids import quantized
-from qbee.quantize.doctor_layers import check, layer_inputs, readers, unknown, weights_of
-from qbee.quantize.doctor_measures import measures
-from qbee.quantize.doctor_records import Examination, Kind, Update
-from qbee.quantize.doctor_tensors import Reader
 from qbee.quantize.layers import QuantizedLayer
 
 # Maps of so many inputs fit into memory, and show what a range does.
@@ -50,11 +50,11 @@ def examine(
     tensors = tuple(measures(tensor) for tensor in reader.tensors())
     if not tensors:
         raise ParameterError(f"model {model.name!r} has no quantized layers")
-    findings = doctor_rules.findings(tensors)
+    findings = rules.findings(tensors)
     snapshots = list(history or ())
     updates = tuple(update_ratios(model, a, b) for a, b in pairwise(snapshots))
     if updates:
-        findings += doctor_rules.frozen(update_ratios(model, snapshots[0], snapshots[-1]))
+        findings += rules.frozen(update_ratios(model, snapshots[0], snapshots[-1]))
     return Examination(
         model=model.name,
         inputs=len(x),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from qbee.quantize.doctor_grids import (
+from qbee.doctor.grids import (
     bias_remedy,
     depends_on_call,
     finest_step,
@@ -15,8 +15,8 @@ from qbee.quantize.doctor_grids import (
     map_remedy,
     quantized,
 )
-from qbee.quantize.doctor_records import Measures
-from qbee.quantize.doctor_tensors import Tensor
+from qbee.doctor.records import Measures
+from qbee.doctor.tensors import Tensor
 from qbee.quantize.graph import Op
 from qbee.quantize.layers import kernel_quantizer
 from qbee.quantize.power_of_two import best_exponent

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
 import numpy as np
 
+from qbee.doctor.grids import is_quantizer
+from qbee.doctor.records import Kind
 from qbee.errors import ParameterError
 from qbee.keras import keras, qkeras, tf
-from qbee.quantize.doctor_grids import is_quantizer
-from qbee.quantize.doctor_records import Kind
 from qbee.quantize.featuremap import quantized_bits_featuremap
 from qbee.quantize.graph import Op
 from qbee.quantize.layers import QuantizedOp
-
-
-@contextmanager
-def without_hints() -> Iterator[None]:
-    """Silence of Keras about QKeras, which serializes quantizers as if they were constraints."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*keras.constraints.serialize.*")
-        yield
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from qbee.doctor.grids import is_quantizer
+from qbee.doctor.layers import weights_of
+from qbee.doctor.records import Kind
 from qbee.keras import keras, qkeras, tf
 from qbee.quantize.calibrate import calibrate
 from qbee.quantize.convert import quantized_model
-from qbee.quantize.doctor_grids import is_quantizer
-from qbee.quantize.doctor_layers import weights_of, without_hints
-from qbee.quantize.doctor_records import Kind
 from qbee.quantize.featuremap import quantized_bits_featuremap
 from qbee.quantize.fixed_point import MapType
 from qbee.quantize.fold import FoldedNet
 from qbee.quantize.graph import INPUT
 from qbee.quantize.layers import QuantizedLayer, QuantizedOp, kernel_quantizer
 from qbee.quantize.scheme import LayerBits, Scheme
+from qbee.quantize.stored import without_hints
 
 WIDER = {4: 8, 8: 16}
 Key = tuple[str, Kind]

@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from qbee import cli
+from qbee import cli, doctor
+from qbee.doctor.grids import depends_on_call, inferred_step, quantized
+from qbee.doctor.records import Examination, Measures
+from qbee.doctor.rules import findings
 from qbee.errors import ModelFileError, ParameterError
 from qbee.keras import keras, qkeras, tf
-from qbee.quantize import doctor, doctor_files, doctor_fix, fold, ops, published
+from qbee.quantize import fold, ops, published, stored
 from qbee.quantize.calibrate import calibrate
 from qbee.quantize.convert import quantized_model, to_fixed_point
-from qbee.quantize.doctor_grids import depends_on_call, inferred_step, quantized
-from qbee.quantize.doctor_records import Examination, Measures
-from qbee.quantize.doctor_rules import findings
 from qbee.quantize.featuremap import quantized_bits_featuremap
 from qbee.quantize.scheme import uniform
 from qbee.report import doctor_plots, doctor_table
@@ -133,7 +133,7 @@ def flat16(net):
 
 @pytest.fixture(scope="module")
 def fixed(flat16, x):
-    return doctor_fix.fix(flat16, x)
+    return doctor.fix(flat16, x)
 
 
 def ours(net, x, *, bits=8, is_per_tensor=False):
@@ -280,7 +280,7 @@ def test_a_constraint_that_would_cut_weights_off():
     finding = found_in(conv(string, weights=weights), "c", "kernel")["constraint"]
     assert finding.value == pytest.approx(np.mean(np.abs(weights) > 1))
     assert "constraint" not in found_in(conv(string, weights=weights / 8), "c", "kernel")
-    lifted, changes = doctor_fix.fix(conv(string, weights=weights), normal(8, 6, 6, 4))
+    lifted, changes = doctor.fix(conv(string, weights=weights), normal(8, 6, 6, 4))
     assert [change.after for change in changes] == ["the same, without a constraint"]
     assert str(lifted.get_layer("c").kernel_quantizer_internal) == string
     assert found_in(lifted, "c", "kernel") == {}
@@ -431,7 +431,7 @@ def test_the_fix_keeps_weights_and_leaves_the_model_as_it_was(net, flat16, fixed
 def test_quantizers_without_a_finding_are_kept():
     weights = normal(3, 3, 4, 16, scale=0.1)
     mixed = conv("quantized_bits(8,0,1,alpha='auto')", FLAT31, weights=weights, target=UNSIGNED)
-    model, changes = doctor_fix.fix(mixed, normal(8, 6, 6, 4))
+    model, changes = doctor.fix(mixed, normal(8, 6, 6, 4))
     assert [(c.layer, c.tensor, c.reasons) for c in changes] == [("c", "bias", ("bias_zero",))]
     layer = model.get_layer("c")
     assert str(layer.kernel_quantizer_internal) == "quantized_bits(8,0,1,alpha='auto')"
@@ -442,7 +442,7 @@ def test_activations_inside_of_layers_are_fixed_as_well():
     layer = qkeras.QConv2D(3, 3, kernel_quantizer=OUR_KERNEL, bias_quantizer=OUR_BIAS,
                            activation="quantized_relu(8,8)", name="c")  # fmt: skip
     weights = [normal(3, 3, 2, 3, scale=0.1), normal(3)]
-    model, changes = doctor_fix.fix(
+    model, changes = doctor.fix(
         one_layer(layer, (6, 6, 2), weights, relu=False), normal(8, 6, 6, 2)
     )
     assert [(c.layer, c.tensor) for c in changes] == [("c", "map")]
@@ -459,7 +459,7 @@ def test_our_uniform_models_have_no_severe_finding_and_nothing_to_fix(net, x, bi
     model = ours(net, x, bits=bits)
     found = doctor.examine(model, x)
     assert {f.severity for f in found.findings} <= {"note"}
-    same, changes = doctor_fix.fix(model, x)
+    same, changes = doctor.fix(model, x)
     assert changes == ()
     np.testing.assert_array_equal(same(x), model(x))
 
@@ -471,7 +471,7 @@ def test_one_step_per_kernel_becomes_one_per_filter(x):
     wild = wild.with_weights(kernels, wild.biases)
     model = ours(wild, x, bits=4, is_per_tensor=True)
     assert "one_step" in {f.measure for f in doctor.examine(model, x).findings}
-    better, changes = doctor_fix.fix(model, x)
+    better, changes = doctor.fix(model, x)
     assert ("dw", "kernel") in {(c.layer, c.tensor) for c in changes}
     assert not {"one_step", "dead_channels"} & {
         f.measure for f in doctor.examine(better, x).findings
@@ -484,7 +484,7 @@ def test_maps_calibrated_on_other_inputs_get_the_range_of_these(net, x):
     loud = 16 * x
     found = doctor.examine(model, loud).findings
     assert ("input", "clipped") in {(f.layer, f.measure) for f in found}
-    better, changes = doctor_fix.fix(model, loud)
+    better, changes = doctor.fix(model, loud)
     assert ("input", "map") in {(c.layer, c.tensor) for c in changes}
     left = {f.severity for f in doctor.examine(better, loud).findings}
     assert left <= {"note"}
@@ -577,19 +577,19 @@ def test_models_are_loaded_with_nothing_but_known_classes(tmp_path, suffix, net,
     model = conv(FLAT16, FLAT31, target="quantized_bits_featuremap(8,0,1,0,step=0.0625)")
     model.save(path)
     np.testing.assert_array_equal(
-        doctor_files.load_model(path)(x[..., :1].repeat(4, -1)[:, :6, :6]),
+        stored.load_model(path)(x[..., :1].repeat(4, -1)[:, :6, :6]),
         model(x[..., :1].repeat(4, -1)[:, :6, :6]),
     )
     own = ours(net, x)
     own.save(path)
-    np.testing.assert_array_equal(doctor_files.load_model(path)(x), own(x))
+    np.testing.assert_array_equal(stored.load_model(path)(x), own(x))
     inputs = keras.Input((4,))
     keras.Model(inputs, keras.layers.Lambda(lambda v: v)(inputs)).save(path)
     with pytest.raises(ModelFileError, match="'Lambda'.*is not loaded"):
-        doctor_files.load_model(path)
+        stored.load_model(path)
     keras.Model(inputs, inputs + 1.0).save(path)
     with pytest.raises(ModelFileError, match="'TFOpLambda'.*is not loaded"):
-        doctor_files.load_model(path)
+        stored.load_model(path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -599,7 +599,7 @@ def test_a_lambda_in_a_file_of_two_formats_is_refused(tmp_path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("config.json", "{}")
     with pytest.raises(ModelFileError, match="'Lambda'"):
-        doctor_files.load_model(path)
+        stored.load_model(path)
 
 
 @pytest.mark.parametrize(
@@ -626,7 +626,7 @@ def test_a_changed_description_is_refused(tmp_path, old, new, why):
         for name, data in (content | {"config.json": changed.encode()}).items():
             archive.writestr(name, data)
     with pytest.raises(ModelFileError, match=why) as caught:
-        doctor_files.load_model(path)
+        stored.load_model(path)
     assert "\n" not in str(caught.value)
 
 
@@ -650,7 +650,7 @@ def run(monkeypatch, capsys):
 @pytest.fixture
 def files(tmp_path, flat16, x):
     """The flat 16-bit model and inputs in files."""
-    doctor_files.save_model(flat16, tmp_path / "flat16.keras")
+    stored.save_model(flat16, tmp_path / "flat16.keras")
     np.save(tmp_path / "x.npy", x)
     return tmp_path / "flat16.keras", tmp_path / "x.npy"
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from qbee.keras import tf
-from qbee.quantize.doctor import examine, spread
-from qbee.quantize.doctor_copies import Key, copied, device_copy, no_constraint, weight_keys
-from qbee.quantize.doctor_grids import bias_remedy, is_relu, kernel_remedy
-from qbee.quantize.doctor_layers import (
+from qbee.doctor.copies import Key, copied, device_copy, no_constraint, weight_keys
+from qbee.doctor.examination import examine, spread
+from qbee.doctor.grids import bias_remedy, is_relu, kernel_remedy
+from qbee.doctor.layers import (
     before_activation,
     layer_inputs,
     map_quantizer,
     weights_of,
 )
-from qbee.quantize.doctor_records import Change, Examination, Kind, Measure, Measures
+from qbee.doctor.records import Change, Examination, Kind, Measure, Measures
+from qbee.keras import tf
 from qbee.quantize.featuremap import quantized_bits_featuremap
 from qbee.quantize.layers import QuantizedOp
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from qbee.doctor.grids import Grid, quantized
+from qbee.doctor.layers import Weights, before_activation, map_quantizer, weights_of
+from qbee.doctor.records import Kind
 from qbee.keras import keras, qkeras
 from qbee.quantize import ops
-from qbee.quantize.doctor_grids import Grid, quantized
-from qbee.quantize.doctor_layers import Weights, before_activation, map_quantizer, weights_of
-from qbee.quantize.doctor_records import Kind
 from qbee.quantize.featuremap import quantized_bits_featuremap
 from qbee.quantize.graph import CHANNEL_AXIS, Op
 from qbee.quantize.layers import QuantizedLayer, QuantizedOp

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from qbee.quantize.doctor_records import Finding, Measure, Measures, Severity, Update
+from qbee.doctor.records import Finding, Measure, Measures, Severity, Update
 
 # 4-bit kernels have 18 dB and must be fine-tuned, 8-bit ones have 39 dB and need not be.
 SEVERE_DB = 20.0

@@ -6,7 +6,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -14,10 +14,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from qbee.doctor.records import Examination
 from qbee.errors import QbeeError
 from qbee.job.watcher import Watcher
-from qbee.report import doctor_table
+
+if TYPE_CHECKING:
+    from qbee.doctor.records import Examination
 
 app = typer.Typer(
     name="qbee",
@@ -437,7 +438,7 @@ def doctor(
     """Say what is wrong with the quantizers of a QKeras model, layer by layer, and fix it."""
     from qbee import doctor as po2
     from qbee.quantize import stored
-    from qbee.report import doctor_plots
+    from qbee.report import doctor_plots, doctor_table
 
     for path, suffix in ((fix, ".keras"), (json_file, ".json"), (picture, ".png")):
         if path is not None:
@@ -459,6 +460,8 @@ def doctor(
 
 def print_examination(found: Examination) -> None:
     """Print measures and findings of a quantized model."""
+    from qbee.report import doctor_table
+
     console.print(doctor_table.table(found))
     for sentence in doctor_table.sentences(found):
         console.print(sentence, markup=False)

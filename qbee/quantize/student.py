@@ -176,7 +176,8 @@ class StudentMap:
             multiplier = tf.cast(accumulator_step, tf.float32) / self.step
             exponent = tf.floor(tf.math.log(multiplier) / np.float32(np.log(2)))
             parts = power_of_two(tf.maximum(-1 - exponent, 0))
-        return on_grid(y, self.step, *self._codes(), tf.stop_gradient(parts))
+        lowest, highest = self._codes()
+        return on_grid(y, self.step, lowest, highest, tf.stop_gradient(parts))
 
     def folded(self) -> MapType:
         """Number format with the trained thresholds."""

@@ -48,6 +48,7 @@ def residual_net():
     shapes = {"stem": (3, 3, 2, 4), "dw": (3, 3, 4, 1), "pw": (1, 1, 4, 4), "head": (4, 3)}
     outputs = {"stem": 4, "dw": 4, "pw": 4, "head": 3}
     net = random_net(nodes, shapes, outputs=outputs, head="softmax")
+    net.kernels["head"] *= np.float32(5)
     net.kernels["dw"] *= np.float32([0.1, 0.3, 1, 0.5]).reshape(1, 1, -1, 1)
     return net
 
@@ -60,7 +61,7 @@ NET, INPUTS = residual_net(), images()
 FOUR = uniform(NET, bits=4)
 # Free steps, and asymmetric formats of the signed maps: the widest case of FAT.
 MAPS = calibrate(NET, INPUTS, seed=0, method="minmax", alpha="auto", is_affine=True)
-UNSIGNED, SIGNED = ("stem", "dw"), ("input", "pw", "sum", "mean", "head")
+UNSIGNED = ("stem", "dw")
 
 
 def numbers(maps, scheme=FOUR):
@@ -162,7 +163,8 @@ def test_thresholds_of_maps_stay_between_half_of_the_calibrated_ones_and_all(wil
 
 def test_left_ends_of_asymmetric_maps_move_by_minus_0_2_to_0_4_of_the_range(wild):
     shifts = {name: one.shift for name, one in wild.student.maps.items() if one.shift is not None}
-    assert set(shifts) == set(SIGNED)
+    assert {"input", "pw", "sum", "mean"} <= set(shifts)
+    assert not set(UNSIGNED) & set(shifts)
     values = wild.of(shifts.values())
     assert values.min() == np.float32(-0.2)
     assert values.max() == np.float32(0.4)
@@ -181,9 +183,9 @@ def test_thresholds_of_kernels_stay_between_half_of_where_they_start_and_the_pea
 
 def test_thresholds_of_kernels_start_where_the_squared_error_is_least():
     """FAT's start, the peak, is among the candidates: 8 bits take it, 4 bits cut outliers off."""
-    kernel = np.random.default_rng(0).normal(0, 1, (3, 3, 8, 4)).astype(np.float32)
-    kernel[0, 0, 0, 0] = 12
-    for bits, low, high in ((4, 0.2, 0.5), (8, 1, 1)):
+    kernel = np.random.default_rng(0).normal(0, 1, (3, 3, 64, 4)).astype(np.float32)
+    kernel[0, 0, 0, 0] = 8
+    for bits, low, high in ((4, 0.3, 0.7), (8, 1, 1)):
         quantizer = kernel_quantizer("conv", bits, "auto")
         shares = student.best_scales(kernel, quantizer)
         assert shares.shape == (1, 1, 1, 4)
@@ -230,8 +232,8 @@ def test_formats_of_maps_are_the_calibrated_ones_with_the_factors_in_them():
         scale = one.maps[name].scale.numpy()
         assert after[name].step == np.float32(number.step) * scale
         assert after[name].codes[1] - after[name].codes[0] == 2**number.bits - 1
-        if name in UNSIGNED:
-            assert after[name].lowest == 0
+        if one.maps[name].shift is None:
+            assert after[name].lowest == number.lowest
             continue
         left = number.lowest * number.step + one.maps[name].shift.numpy() * one.maps[name].range
         wanted = np.clip(left / after[name].step, -(2 ** (number.bits - 1)), 0)
@@ -487,6 +489,7 @@ def gradients(function, *values):
     return result, tape.gradient(result, variables)
 
 
+STEP_OF_A_MAP = float(np.float32(0.02))
 X = np.float32([-9.3, -4.1, -0.55, 0.0, 0.2, 0.49, 1.7, 3.4, 8.2])
 STEP, LOWEST, HIGHEST = 0.5, -8.0, 7.0
 INSIDE = (X / STEP >= LOWEST) & (X / STEP <= HIGHEST)
@@ -530,7 +533,7 @@ def test_gradients_of_asymmetric_thresholds_are_those_of_clipping_between_them()
     Saturated values move with the end they sit on; where nothing saturates, only rounding errors
     depend on the step.
     """
-    number = fixed_point.MapType(8, -100, 0.03125)
+    number = fixed_point.MapType(8, -50, 0.03125)
     values = np.float32([-9, -5, 5, 7, 9, 20])
     range_ = 255 * number.step
     one = student.StudentMap(number, thresholds=True)
@@ -540,7 +543,7 @@ def test_gradients_of_asymmetric_thresholds_are_those_of_clipping_between_them()
     with tf.GradientTape() as tape:
         total = tf.reduce_sum(one(tf.constant(values)))
     by_scale, by_shift = tape.gradient(total, [one.scale, one.shift])
-    left = -80 * number.step
+    left = -30 * number.step
     right = left + 0.5 * range_
     below, above = np.sum(values < left), np.sum(values > right)
     assert (below, above) == (2, 4)
@@ -552,18 +555,18 @@ def test_gradients_of_asymmetric_thresholds_are_those_of_clipping_between_them()
 @pytest.mark.parametrize("scale", [0.5, 0.77, 1.0])
 def test_every_asymmetric_grid_holds_zero_and_fits_the_device(scale, shift):
     for lowest in (-120, -60, -3):
-        one = student.StudentMap(fixed_point.MapType(8, lowest, 0.02), thresholds=True)
+        one = student.StudentMap(fixed_point.MapType(8, lowest, STEP_OF_A_MAP), thresholds=True)
         one.scale.assign(scale)
         one.shift.assign(shift)
         assert one(tf.constant(0.0)).numpy() == 0
         number = one.folded()
         assert -128 <= number.lowest <= 0 <= number.codes[1]
-        assert number.step == pytest.approx(0.02 * scale, rel=ULPS)
+        assert number.step == pytest.approx(STEP_OF_A_MAP * scale, rel=ULPS)
 
 
 def test_maps_that_are_not_asymmetric_keep_their_codes():
     for lowest in (0, -128):
-        one = student.StudentMap(fixed_point.MapType(8, lowest, 0.02), thresholds=True)
+        one = student.StudentMap(fixed_point.MapType(8, lowest, STEP_OF_A_MAP), thresholds=True)
         assert one.shift is None
         one.scale.assign(0.6)
         assert one.folded().lowest == lowest
@@ -574,6 +577,6 @@ def test_a_step_of_an_accumulator_brings_the_devices_double_rounding():
     one = student.StudentMap(fixed_point.MapType(8, 0, 1.0), thresholds=False)
     codes = np.arange(0, 60)
     expected = fixed_point.requantize_int32(codes, 0.3)
-    y = tf.constant(codes * np.float32(0.3))
+    y = tf.constant(codes * 0.3, tf.float32)
     np.testing.assert_array_equal(one(y, tf.constant(0.3, tf.float64)), expected)
     assert not np.array_equal(one(y), expected)

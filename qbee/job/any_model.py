@@ -83,7 +83,7 @@ def quantize_file(
     free_steps : bool
         any steps instead of powers of two.
     calibration : str
-        one of ``ranges.names()``
+        name of a method in ``ranges``, such as mse, minmax, kl or octav
     fine_tune : bool
         label-free fine-tuning towards the float model (FAT); thresholds too with free steps.
 

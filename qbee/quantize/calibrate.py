@@ -82,7 +82,7 @@ def calibrate(
         inputs of training windows; about 100 are enough. Without a negative value among them
         the input map is unsigned.
     method : str
-        one of ``ranges.names()``
+        name of a method in ``ranges``, such as mse, minmax, kl or octav
     alpha : 'auto_po2' or 'auto'
         power-of-two or free steps
     is_affine : bool

@@ -252,6 +252,9 @@ class Student:
     def _accumulator_step(self, node: Node, grid):
         """Step of what the device rounds twice to get a map; None if it rounds once."""
         steps = [self._step(name) for name in node.inputs]
+        if node.op == "add":
+            is_wide = any(self.numbers[name].is_wide for name in (*node.inputs, node.name))
+            return tf.maximum(steps[0], steps[1]) / 2.0 ** (14 if is_wide else 19)
         if node.op == "multiply":
             return steps[0] * steps[1]
         if node.op == "rescale":

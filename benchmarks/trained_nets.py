@@ -114,7 +114,7 @@ def eight_bits(task: Task) -> dict[str, float]:
     maps = calibrated(task, everything, "auto_po2")
     model = convert.quantized_model(task.net, uniform(task.net, bits=8), maps)
     predict = compiled(model)
-    content = tflite.write(convert.to_fixed_point(model))
+    content = tflite.write(convert.to_fixed_point(model)).content
     inputs = task.inputs(everything)[:EXACT_INPUTS]
     differs = np.any(MicroModel(content).predict(inputs) != predict(inputs), axis=1)
     found = score(task, predict, everything)

@@ -29,5 +29,9 @@ class ModelFileError(QbeeError):
     """A model, scheme or result file is missing, damaged or of another kind."""
 
 
+class ExportError(QbeeError):
+    """A network cannot be exported as asked; the message names the layer or the limit."""
+
+
 class StackError(QbeeError):
     """The installed TensorFlow, Keras or TFLite Micro cannot be used."""

@@ -92,7 +92,7 @@ def operators_of(content):
 
 @pytest.fixture(scope="module")
 def exported():
-    return tflite.write(integer_net(), metadata=METADATA)
+    return tflite.write(integer_net(), metadata=METADATA).content
 
 
 def test_int4_codes_are_packed_low_nibble_first():
@@ -134,7 +134,7 @@ def test_input_and_output_are_named_int8_maps_of_the_nets_format(exported):
 
 @pytest.mark.parametrize("content", [{}, METADATA, {"odd": b"12345"}])
 def test_all_buffers_are_aligned_to_16_bytes(content):
-    whole = tflite.write(integer_net(kernel_bits=4), metadata=content)
+    whole = tflite.write(integer_net(kernel_bits=4), metadata=content).content
     model = schema.Model.GetRootAs(whole, 0)
     starts = []
     for i in range(model.BuffersLength()):
@@ -173,7 +173,7 @@ def test_missing_or_broken_metadata_is_one_error(exported):
     with pytest.raises(ModelFileError, match="m.tflite: metadata 'other' is damaged"):
         read_metadata(exported, key="other", source="m.tflite")
     with pytest.raises(ModelFileError, match="m.tflite: has no 'qbee' metadata"):
-        read_metadata(tflite.write(integer_net()), key="qbee", source="m.tflite")
+        read_metadata(tflite.write(integer_net()).content, key="qbee", source="m.tflite")
 
 
 @pytest.mark.parametrize("content", [b"", b"TFL3", b"\0" * 100, b"RIFF....WAVEfmt "])
@@ -221,19 +221,19 @@ def test_a_file_that_tflite_micro_refuses_is_one_error(exported):
 def test_packed_4_bit_kernels_save_half_of_their_bytes():
     narrow, wide = integer_net(kernel_bits=4), integer_net(kernel_bits=8)
     kernels = sum(item.weights.kernel.size for item in weighted(wide))
-    saved = len(tflite.write(wide)) - len(tflite.write(narrow))
+    saved = len(tflite.write(wide).content) - len(tflite.write(narrow).content)
     # Kernels are padded to 16 bytes each, and the head has one step instead of two.
     assert saved == pytest.approx(kernels / 2, abs=16 * len(BEENET3) + 32)
 
 
 def test_the_bytes_are_the_same_every_time(exported):
-    assert tflite.write(integer_net(), metadata=METADATA) == exported
+    assert tflite.write(integer_net(), metadata=METADATA).content == exported
 
 
 def test_the_arena_is_measured_stable_and_grows_with_the_image():
     sizes = {}
     for side in (16, 32):
-        model = MicroModel(tflite.write(integer_net(side=side)))
+        model = MicroModel(tflite.write(integer_net(side=side)).content)
         sizes[side] = model.arena_bytes()
         # The largest map and its pooled copy lie in the arena at the same time.
         assert sizes[side] > side * side * 32 * 1.25
@@ -249,7 +249,7 @@ def random_codes(net, n=3, seed=5):
 @pytest.mark.parametrize("map_bits", [4, 8, 16])
 def test_4_bit_kernels_are_exact_and_packed_unless_maps_have_16_bits(map_bits):
     net = integer_net(kernel_bits=4, map_bits=map_bits, seed=map_bits)
-    content = tflite.write(net)
+    content = tflite.write(net).content
     graph = parsed(content).subgraphs[0]
     kernels = [graph.tensors[o.inputs[1]].type for o in graph.operators if len(o.inputs) == 3]
     # The first layer reads the 8-bit input, but writes to int16, which makes it int16 too.
@@ -264,7 +264,7 @@ def test_4_bit_kernels_are_exact_and_packed_unless_maps_have_16_bits(map_bits):
 def test_predict_quantizes_half_up_and_saturates_like_the_specification():
     net, step = integer_net(), 2.0**-5
     x = np.concatenate([(random_codes(net, n=2) + 0.5) * step, random_codes(net, n=1) * 1e3])
-    found = MicroModel(tflite.write(net)).predict(x)
+    found = MicroModel(tflite.write(net).content).predict(x)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, fixed_net.predict(net, x))
 
@@ -285,7 +285,7 @@ def assert_on_device(net, n=4):
     lowest, highest = net.input_map.codes
     codes = np.random.default_rng(0).integers(lowest, highest + 1, (n, *net.input_shape))
     expected = fixed_net.forward(net, codes)[net.nodes[-1].name]
-    content = tflite.write(net)
+    content = tflite.write(net).content
     found = MicroModel(content).run(codes + net.input_map.zero_point).astype(int)
     np.testing.assert_array_equal(found - net.output_map.zero_point, expected)
     assert len(np.unique(expected)) > 2
@@ -382,7 +382,7 @@ def test_wide_inputs_and_outputs_are_int16():
     shape = (4, 6, 2)
     net = map_net(("n", "add", (INPUT, INPUT), shape, number, {}), number=number)
     assert assert_on_device(net) == [Op.ADD]
-    graph = parsed(tflite.write(net)).subgraphs[0]
+    graph = parsed(tflite.write(net).content).subgraphs[0]
     for (index,) in (graph.inputs, graph.outputs):
         assert graph.tensors[index].type == Type.INT16
 
@@ -393,7 +393,7 @@ def test_negative_values_are_0_in_a_wide_input_map_without_a_sign():
     x = np.random.default_rng(0).normal(0, 3, (4, *WHOLE))
     expected = fixed_net.predict(net, x)
     assert np.any(expected == 0) and np.any(expected > 0)
-    np.testing.assert_array_equal(MicroModel(tflite.write(net)).predict(x), expected)
+    np.testing.assert_array_equal(MicroModel(tflite.write(net).content).predict(x), expected)
 
 
 def padded_layer(op, padding, strides, kernel_bits):

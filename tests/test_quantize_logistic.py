@@ -32,7 +32,7 @@ def on_device(number):
         FixedNode(Node("same", "rescale", (INPUT,), shape), (number,), number),
         FixedNode(Node("sigmoid", "sigmoid", ("same",), shape), (number,), SIGMOID_MAP),
     )
-    model = MicroModel(tflite.write(FixedNet("sigmoid", shape, number, nodes)))
+    model = MicroModel(tflite.write(FixedNet("sigmoid", shape, number, nodes)).content)
     stored = (codes + number.zero_point)[None].astype(np.int8)
     return model.run(stored)[0].astype(int) - SIGMOID_MAP.zero_point
 

@@ -282,7 +282,7 @@ def test_a_tuned_network_is_equal_in_numpy_keras_and_on_tflite_micro(tuned_twice
         found = output.numpy().astype(np.float64) / layer.target.step
         np.testing.assert_allclose(found, codes[layer.name], rtol=1e-6, err_msg=layer.name)
         assert len(np.unique(codes[layer.name])) > 2, layer.name
-    on_device = MicroModel(tflite.write(integers)).predict(INPUTS)
+    on_device = MicroModel(tflite.write(integers).content).predict(INPUTS)
     np.testing.assert_array_equal(on_device, fixed_net.predict(integers, INPUTS))
 
 

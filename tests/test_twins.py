@@ -257,7 +257,7 @@ def device_maps(content, inputs):
 
 def assert_the_device_agrees(integers, inputs, codes):
     """The output, and every map in the order of the nodes."""
-    content = tflite.write(integers)
+    content = tflite.write(integers).content
     on_device = MicroModel(content).predict(inputs)
     expected = fixed_net.predict(integers, inputs)
     np.testing.assert_array_equal(on_device, expected, err_msg="TFLite Micro")

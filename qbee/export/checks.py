@@ -9,17 +9,8 @@ from typing import Any
 from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
 
 from qbee.errors import ModelFileError
+from qbee.export.flatbuffer import BITS
 
-_BITS = {
-    schema.TensorType.INT4: 4,
-    schema.TensorType.INT8: 8,
-    schema.TensorType.INT16: 16,
-    schema.TensorType.INT32: 32,
-    schema.TensorType.INT64: 64,
-    schema.TensorType.FLOAT32: 32,
-    schema.TensorType.UINT8: 8,
-    schema.TensorType.BOOL: 8,
-}
 # What reading a damaged flatbuffer with the generated Python code ends in.
 _DAMAGE = (struct.error, IndexError, ValueError, TypeError, OverflowError, MemoryError)
 
@@ -84,11 +75,11 @@ def _indices(values: Any) -> list[int]:
 def _is_sound(model: Any, tensor: Any) -> bool:
     """Whether a tensor has a known type, a positive shape and, if constant, all its bytes."""
     shape = _indices(tensor.shape)
-    if tensor.type not in _BITS or min(shape, default=1) < 1:
+    if tensor.type not in BITS or min(shape, default=1) < 1:
         return False
     if not 0 <= tensor.buffer < len(model.buffers):
         return False
     data = model.buffers[tensor.buffer].data
     if data is None or len(data) == 0:
         return True
-    return len(data) == math.ceil(math.prod(shape) * _BITS[tensor.type] / 8)
+    return len(data) == math.ceil(math.prod(shape) * BITS[tensor.type] / 8)

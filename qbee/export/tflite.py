@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
 
-from qbee.export.flatbuffer import Activation, Author, Op, Type
+from qbee.export import arena
+from qbee.export.flatbuffer import Activation, Author, Op, Type, packed
+from qbee.export.targets import TFLM, Target
 from qbee.quantize.fixed_net import SPLIT_FRACTION_BITS, FixedNet, FixedNode, FixedWeights
 from qbee.quantize.fixed_point import INT16, MapType, split
 from qbee.quantize.graph import INPUT, NO_PADDING, Padding, same_padding, window_outputs
 
 SAME, VALID = 0, 1
+# Name that TFLite Micro knows this metadata by.
+OFFLINE_PLAN = "OfflineMemoryAllocation"
+# Of TFLite Micro's CONCATENATION.
+MAX_CONCATENATED = 10
 INT8 = (-128, 127)
 
 
@@ -30,6 +39,13 @@ class _Value:
     def zero_point(self) -> int:
         """Stored integer of code 0."""
         return 0 if self.is_wide else self.number.zero_point
+
+
+class Stored(NamedTuple):
+    """Tensor indices of a kernel and its bias."""
+
+    kernel: int
+    bias: int
 
 
 # Axis of the output channels in a TFLite kernel of each kind.
@@ -115,9 +131,20 @@ def _weighted_options(item: FixedNode, padding: int, *, copies: int, is_linear: 
 class _Writer:
     """Emits a network node by node; one method per construct."""
 
-    def __init__(self) -> None:
-        self.author = Author()
+    def __init__(self, target: Target) -> None:
+        self.author, self.target = Author(), target
+        self.kernels: dict[str, list[Stored]] = {}
+        self._layer = INPUT
         self._containers: dict[tuple[int, bool], _Value] = {}
+        self._margins: dict[tuple[int, Padding], _Value] = {}
+
+    def _operator(self, code: int, inputs: list[int], output: int, options=None) -> int:
+        """Add an operator of the present layer, if the target runs it."""
+        has_kernel = code in _WEIGHTED.values()
+        kernel_type = self.author.type_of(inputs[1]) if has_kernel else None
+        map_type = self.author.type_of(inputs[0])
+        self.target.check(self._layer, code, map_type, kernel_type)
+        return self.author.operator(code, inputs, output, options)
 
     def map(self, shape, number: MapType, *, is_wide: bool, name: str | None = None) -> _Value:
         """A feature map without operator, in int16 (wide) or int8."""
@@ -131,6 +158,7 @@ class _Writer:
 
     def node(self, item: FixedNode, sources: list[_Value]) -> _Value:
         """All operators of one node, down to its max-pool, its container and its limits."""
+        self._layer = item.name
         output = self._pooled(_EMIT[item.node.op](self, item, *sources), item.node.pool)
         output = self.in_container(output, is_wide=item.target.is_wide)
         return self._limited(output, item)
@@ -174,14 +202,14 @@ class _Writer:
         )
         output = self.map(value.shape, value.number, is_wide=value.is_wide)
         options = schema.MaximumMinimumOptionsT()
-        self.author.operator(op, [value.index, bound], output.index, options)
+        self._operator(op, [value.index, bound], output.index, options)
         return output
 
     def _requantized(self, value: _Value, number: MapType, *, is_wide: bool) -> _Value:
         """The same real values in another container or step."""
         output = self.map(value.shape, number, is_wide=is_wide)
         options = schema.QuantizeOptionsT()
-        self.author.operator(Op.QUANTIZE, [value.index], output.index, options)
+        self._operator(Op.QUANTIZE, [value.index], output.index, options)
         return output
 
     def _reshaped(self, value: _Value, shape: tuple[int, ...]) -> _Value:
@@ -189,18 +217,24 @@ class _Writer:
         wanted = self.author.tensor(size.shape, Type.INT32, data=size)
         output = self.map(shape, value.number, is_wide=value.is_wide)
         options = schema.ReshapeOptionsT()
-        options.newShape = [1, *shape]
-        self.author.operator(Op.RESHAPE, [value.index, wanted], output.index, options)
+        options.newShape = size.astype(np.int32)
+        self._operator(Op.RESHAPE, [value.index, wanted], output.index, options)
         return output
 
     def _padded(self, value: _Value, padding: Padding) -> _Value:
-        """Zeros around the map."""
+        """Zeros around the map; each margin is made once."""
+        key = (value.index, padding)
+        if key not in self._margins:
+            self._margins[key] = self._pad(value, padding)
+        return self._margins[key]
+
+    def _pad(self, value: _Value, padding: Padding) -> _Value:
         height, width, channels = value.shape
         shape = (height + sum(padding[0]), width + sum(padding[1]), channels)
         amounts = np.array([(0, 0), *padding, (0, 0)])
         around = self.author.tensor(amounts.shape, Type.INT32, data=amounts)
         output = self.map(shape, value.number, is_wide=value.is_wide)
-        self.author.operator(Op.PAD, [value.index, around], output.index, schema.PadOptionsT())
+        self._operator(Op.PAD, [value.index, around], output.index, schema.PadOptionsT())
         return output
 
     def _pooled(self, value: _Value, size: int) -> _Value:
@@ -217,7 +251,7 @@ class _Writer:
         options.padding, options.fusedActivationFunction = padding, Activation.NONE
         options.filterHeight, options.filterWidth = window
         options.strideH, options.strideW = strides
-        self.author.operator(op, [value.index], output.index, options)
+        self._operator(op, [value.index], output.index, options)
         return output
 
     def pool(self, item: FixedNode, source: _Value) -> _Value:
@@ -259,19 +293,21 @@ class _Writer:
         """
         weights, op = _weights(item), item.node.op
         source, padding = self._ready(item, source, copies)
-        is_packed = weights.bits <= 4 and not source.is_wide
+        is_packed = weights.bits <= 4 and not source.is_wide and self.target.has_int4
         type_ = Type.INT4 if is_packed else Type.INT8
         steps = weights.steps.astype(np.float64) * gain
         codes = self.author.tensor(kernel.shape, type_, scale=steps, axis=_AXIS[op], data=kernel)
-        # Only FULLY_CONNECTED looks at the scale of its bias; elsewhere it would be dead bytes.
-        scale = source.number.step * steps if op == "dense" else None
+        # Only FULLY_CONNECTED with one step looks at that of its bias; else it would be dead bytes.
+        is_read = op == "dense" and len(np.unique(steps)) == 1
+        scale = source.number.step * steps if is_read else None
         bias_type = Type.INT64 if source.is_wide else Type.INT32
         offsets = self.author.tensor(bias.shape, bias_type, scale=scale, data=bias)
+        self.kernels.setdefault(item.name, []).append(Stored(codes, offsets))
         shape = _unpooled_shape(item, source, padding, copies)
         output = self.map(shape, number, is_wide=source.is_wide)
         options = _weighted_options(item, padding, copies=copies, is_linear=is_linear)
         inputs = [source.index, codes, offsets]
-        self.author.operator(_WEIGHTED[op], inputs, output.index, options)
+        self._operator(_WEIGHTED[op], inputs, output.index, options)
         return output
 
     def _ready(self, item: FixedNode, source: _Value, copies: int) -> tuple[_Value, int]:
@@ -300,7 +336,8 @@ class _Writer:
         factors = _stack_factors(source.number)
         parts = _kernel_parts(kernel, factors)
         by_factor = {f: self._multiple(source, f) for f in dict.fromkeys(factors)}
-        joined = self._joined([by_factor[f] for f in factors], source.number)
+        last = len(source.shape) - 1
+        joined = self._joined([by_factor[f] for f in factors], source.number, axis=last)
         if item.node.op != "depthwise":
             stacked = np.concatenate(parts, axis=-1)
             return self._products(item, joined, stacked, bias, item.target)
@@ -318,13 +355,21 @@ class _Writer:
         finer = MapType(16, INT16[0], source.number.step / factor)
         return self._requantized(source, finer, is_wide=True)
 
-    def _joined(self, values: list[_Value], number: MapType) -> _Value:
-        """Concatenation on the last axis."""
-        shape = (*values[0].shape[:-1], sum(v.shape[-1] for v in values))
-        output = self.map(shape, number, is_wide=True)
+    def _joined(self, values: list[_Value], number: MapType, *, axis: int) -> _Value:
+        """Concatenation on an axis (0 is the height), by and by if the values are many."""
+        if len(values) == 1:
+            return values[0]
+        if len(values) > MAX_CONCATENATED:
+            size = max(math.ceil(len(values) / MAX_CONCATENATED), 2)
+            groups = [values[i : i + size] for i in range(0, len(values), size)]
+            values = [self._joined(group, number, axis=axis) for group in groups]
+            return self._joined(values, number, axis=axis)
+        shape = list(values[0].shape)
+        shape[axis] = sum(v.shape[axis] for v in values)
+        output = self.map(shape, number, is_wide=values[0].is_wide)
         options = schema.ConcatenationOptionsT()
-        options.axis, options.fusedActivationFunction = len(shape), Activation.NONE
-        self.author.operator(Op.CONCATENATION, [v.index for v in values], output.index, options)
+        options.axis, options.fusedActivationFunction = axis + 1, Activation.NONE
+        self._operator(Op.CONCATENATION, [v.index for v in values], output.index, options)
         return output
 
     def _split(self, item: FixedNode, source: _Value) -> _Value:
@@ -346,7 +391,7 @@ class _Writer:
         output = self.map(shape, number, is_wide=a.is_wide)
         options = schema.AddOptionsT()
         options.potScaleInt16, options.fusedActivationFunction = False, activation
-        self.author.operator(Op.ADD, [a.index, b.index], output.index, options)
+        self._operator(Op.ADD, [a.index, b.index], output.index, options)
         return output
 
     def add(self, item: FixedNode, *sources: _Value) -> _Value:
@@ -363,7 +408,7 @@ class _Writer:
         output = self.map(shape, item.target, is_wide=is_wide)
         options = schema.MulOptionsT()
         options.fusedActivationFunction = _FUSED[item.node.activation]
-        self.author.operator(Op.MUL, [a.index, b.index], output.index, options)
+        self._operator(Op.MUL, [a.index, b.index], output.index, options)
         return output
 
     def mean(self, item: FixedNode, source: _Value) -> _Value:
@@ -374,7 +419,7 @@ class _Writer:
         output = self.map(item.node.shape, item.target, is_wide=is_wide)
         options = schema.ReducerOptionsT()
         options.keepDims = len(item.node.shape) > 1
-        self.author.operator(Op.MEAN, [source.index, axes], output.index, options)
+        self._operator(Op.MEAN, [source.index, axes], output.index, options)
         return output
 
     def rescale(self, item: FixedNode, source: _Value) -> _Value:
@@ -384,12 +429,26 @@ class _Writer:
     def sigmoid(self, item: FixedNode, source: _Value) -> _Value:
         """The logistic function, in 256ths."""
         output = self.map(item.node.shape, item.target, is_wide=False)
-        self.author.operator(Op.LOGISTIC, [source.index], output.index)
+        self._operator(Op.LOGISTIC, [source.index], output.index)
         return output
 
     def reshape(self, item: FixedNode, source: _Value) -> _Value:
         """The same codes in another shape."""
         return self._reshaped(source, item.node.shape)
+
+    def rows(self, item: FixedNode, source: _Value) -> _Value:
+        """Some rows of a map."""
+        numbers = [(0, item.node.first_row, 0, 0), (1, *item.node.shape)]
+        limits = [self.author.tensor((4,), Type.INT32, data=np.array(n)) for n in numbers]
+        output = self.map(item.node.shape, source.number, is_wide=source.is_wide)
+        options = schema.SliceOptionsT()
+        self._operator(Op.SLICE, [source.index, *limits], output.index, options)
+        return output
+
+    def concat(self, item: FixedNode, *sources: _Value) -> _Value:
+        """Maps below one another, or channel after channel."""
+        axis = 0 if item.node.op == "concat_rows" else len(item.node.shape) - 1
+        return self._joined(list(sources), item.target, axis=axis)
 
 
 _EMIT: dict[str, Callable[..., _Value]] = {
@@ -404,22 +463,66 @@ _EMIT: dict[str, Callable[..., _Value]] = {
     "average_pool": _Writer.pool,
     "sigmoid": _Writer.sigmoid,
     "reshape": _Writer.reshape,
+    "rows": _Writer.rows,
+    "concat_rows": _Writer.concat,
+    "concat_channels": _Writer.concat,
 }
 
 
-def write(net: FixedNet, *, metadata: dict[str, bytes] | None = None) -> bytes:
+@dataclass(frozen=True)
+class Exported:
+    """An authored .tflite.
+
+    Attributes
+    ----------
+    model : the schema's objects (``ModelT``)
+    tensors : dict of node's name to index of the tensor that holds its map
+    kernels : dict of weighted node's name to its constants
+    offsets : offline plan of the arena, by tensor; empty if there is none
+    """
+
+    model: Any
+    tensors: dict[str, int]
+    kernels: dict[str, list[Stored]]
+    offsets: tuple[int, ...] = ()
+
+    @cached_property
+    def content(self) -> bytes:
+        """The bytes of the file."""
+        return packed(self.model)
+
+    @cached_property
+    def arena(self) -> arena.Arena:
+        """Predicted arena on TFLite Micro."""
+        return arena.plan(self.model, self.offsets)
+
+
+def write(
+    net: FixedNet,
+    *,
+    target: Target = TFLM,
+    plan_memory: bool = False,
+    metadata: dict[str, bytes] | None = None,
+) -> Exported:
     """The network as a TFLite flatbuffer.
 
     Input 'mel' [1, *input_shape] and output 'logits' [1, out] are the codes of
     the network's input and output map, in int8 or int16. 4-bit kernels are packed where the maps
-    have at most 8 bits and stored as int8 elsewhere; 16-bit kernels are int8 parts (see
-    ``_stacked``, ``_split``).
+    have at most 8 bits and the target takes them, and stored as int8 elsewhere; 16-bit kernels are
+    int8 parts (see ``_stacked``, ``_split``).
 
     Parameters
     ----------
+    plan_memory : bool
+        store an offline plan of the arena, if it is tighter than TFLite Micro's own.
     metadata : dict of name to bytes, optional
+
+    Raises
+    ------
+    ExportError
+        naming a layer that the target cannot run.
     """
-    writer = _Writer()
+    writer = _Writer(target)
     is_wide = net.input_map.is_wide
     source = writer.map(net.input_shape, net.input_map, is_wide=is_wide, name="mel")
     values = {INPUT: writer.saturated(source)}
@@ -429,4 +532,11 @@ def write(net: FixedNet, *, metadata: dict[str, bytes] | None = None) -> bytes:
     writer.author.rename(output.index, "logits")
     for key, content in (metadata or {}).items():
         writer.author.metadata(key, content)
-    return writer.author.finish([source.index], [output.index])
+    tensors = {name: value.index for name, value in values.items()}
+    model = writer.author.model([source.index], [output.index])
+    offsets = arena.offline_offsets(model) if plan_memory else None
+    if offsets is None:
+        return Exported(model, tensors, writer.kernels)
+    writer.author.metadata(OFFLINE_PLAN, np.array([1, 0, len(offsets), *offsets], "<i4").tobytes())
+    model = writer.author.model([source.index], [output.index])
+    return Exported(model, tensors, writer.kernels, tuple(offsets))

@@ -124,7 +124,7 @@ def quantize_file(
     whole = convert.quantized_model(net, widths, formats, alpha=alpha)
     quantized = convert.logits_model(whole)
     integers = convert.to_fixed_point(quantized)
-    micro = MicroModel(tflite.write(integers), source=MODEL)
+    micro = MicroModel(tflite.write(integers).content, source=MODEL)
     proof, found = compare(
         integers,
         quantized,

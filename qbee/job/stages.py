@@ -172,9 +172,10 @@ class Job:
 
     def exported(self, model, threshold: float) -> bytes:
         """The .tflite of a quantized model."""
-        return tflite.write(
+        written = tflite.write(
             convert.to_fixed_point(model), metadata=self.card(threshold).to_metadata()
         )
+        return written.content
 
     @cached_property
     def int8(self) -> tuple[metrics.Scores, int]:

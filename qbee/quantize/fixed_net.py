@@ -154,6 +154,9 @@ _RUN: dict[str, Callable[..., np.ndarray]] = {
     ),
     "sigmoid": lambda item, x: logistic.sigmoid(x, item.sources[0]),
     "reshape": lambda item, x: x.reshape(-1, *item.node.shape),
+    "rows": lambda item, x: x[:, item.node.first_row : item.node.first_row + item.node.shape[0]],
+    "concat_rows": lambda item, *parts: np.concatenate(parts, axis=1),
+    "concat_channels": lambda item, *parts: np.concatenate(parts, axis=-1),
 }
 
 

@@ -17,6 +17,9 @@ Op = Literal[
     "average_pool",
     "sigmoid",
     "reshape",
+    "rows",
+    "concat_rows",
+    "concat_channels",
 ]
 Activation = Literal["linear", "relu", "relu6"]
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -47,6 +50,8 @@ class Node:
         zeros of a convolution; what a pool leaves out of its averages and maxima
     pool : int
         size and stride of the max-pool after the activation; 1 is none
+    first_row : int
+        where the cut-out of an operation "rows" begins
     """
 
     name: str
@@ -58,6 +63,7 @@ class Node:
     padding: Padding = NO_PADDING
     activation: Activation = "linear"
     pool: int = 1
+    first_row: int = 0
 
     @property
     def is_weighted(self) -> bool:

@@ -1,0 +1,273 @@
+"""TFLite Micro's arena, predicted from the graph: what lives when, where, and the total.
+
+The head (feature maps and scratch buffers) is placed as TFLite Micro's greedy planner does; the
+tail (structures that stay) is counted from the sizes of its structures on 64-bit machines, which
+are about twice those of a Cortex-M.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qbee.export.flatbuffer import BITS, Op, Type
+
+_ALIGNMENT = 16
+_EVAL_TENSOR_BYTES = 24
+# The interpreter's own objects and the descriptions of one input and one output.
+_BASE_BYTES = 712
+# Node, parameters and data of an operator, without tensors; measured with TFLite Micro on x86-64.
+_OPERATOR_BYTES = {
+    Op.CONV_2D: 172,
+    Op.DEPTHWISE_CONV_2D: 172,
+    Op.FULLY_CONNECTED: 181,
+    Op.ADD: 136,
+    Op.MUL: 116,
+    Op.MEAN: 136,
+    Op.MAX_POOL_2D: 136,
+    Op.AVERAGE_POOL_2D: 136,
+    Op.CONCATENATION: 176,
+    Op.PAD: 128,
+    Op.QUANTIZE: 96,
+    Op.RESHAPE: 100,
+    Op.SLICE: 64,
+    Op.STRIDED_SLICE: 184,
+    Op.MAXIMUM: 64,
+    Op.MINIMUM: 64,
+    Op.LOGISTIC: 96,
+}
+_OTHER_OPERATOR_BYTES = 136
+_WITH_KERNEL = (Op.CONV_2D, Op.DEPTHWISE_CONV_2D, Op.FULLY_CONNECTED)
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A stretch of the arena that is in use from operator ``first`` to operator ``last``.
+
+    Attributes
+    ----------
+    tensor : int or None
+        index of the feature map; None for an operator's scratch buffer
+    offset_bytes : int
+        where the planner puts it; -1 before that
+    """
+
+    tensor: int | None
+    size_bytes: int
+    first: int
+    last: int
+    offset_bytes: int = -1
+
+    def meets(self, other: Allocation) -> bool:
+        """Whether both are in use at some time."""
+        return self.first <= other.last and other.first <= self.last
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Predicted arena: placed allocations, bytes of head and tail."""
+
+    allocations: tuple[Allocation, ...]
+    head_bytes: int
+    tail_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the whole arena."""
+        return self.head_bytes + self.tail_bytes
+
+    def live_bytes(self, operator: int) -> int:
+        """Bytes in use while this operator (counted from 0) runs."""
+        return sum(a.size_bytes for a in self.allocations if a.first <= operator <= a.last)
+
+
+def plan(model: Any, offsets: Sequence[int] = ()) -> Arena:
+    """Arena of the first graph of a model (``ModelT``).
+
+    Parameters
+    ----------
+    offsets : sequence of int
+        fixed offset of each tensor, -1 for those that the planner is to place; as in the
+        metadata of an offline plan
+    """
+    wanted = _allocations(model)
+    fixed = {
+        i: offsets[a.tensor]
+        for i, a in enumerate(wanted)
+        if offsets and a.tensor is not None and offsets[a.tensor] >= 0
+    }
+    # First fit, largest first, of equal ones the last.
+    order = sorted(range(len(wanted)), key=lambda i: (wanted[i].size_bytes, i), reverse=True)
+    placed = _placed(wanted, [i for i in order if i not in fixed], fixed)
+    return Arena(tuple(placed), _head(placed), _tail_bytes(model))
+
+
+def offline_offsets(model: Any, *, attempts: int = 1500) -> list[int] | None:
+    """Offset of each tensor (-1: none) of a tighter plan, or None if TFLite Micro's is as tight.
+
+    First fit in several orders, then a local search (seeded, so always with the same result) that
+    places those earlier which end at the top.
+    """
+    begun = plan(model)
+    found = _packed(list(begun.allocations), attempts)
+    if _head(found) >= begun.head_bytes:
+        return None
+    offsets = [-1] * len(model.subgraphs[0].tensors)
+    for one in found:
+        if one.tensor is not None:
+            offsets[one.tensor] = one.offset_bytes
+    return offsets
+
+
+def _head(placed: Sequence[Allocation]) -> int:
+    return max((a.offset_bytes + a.size_bytes for a in placed), default=0)
+
+
+def _packed(allocations: list[Allocation], attempts: int) -> list[Allocation]:
+    last = max((a.last for a in allocations), default=0)
+    live = [
+        sum(a.size_bytes for a in allocations if a.first <= time <= a.last)
+        for time in range(-1, last + 1)
+    ]
+    orders = _orders(allocations, live)
+    best = min((_placed(allocations, order) for order in orders), key=_head)
+    order = min(orders, key=lambda one: _head(_placed(allocations, one)))
+    rng = random.Random(0)
+    for _ in range(attempts):
+        if _head(best) == max(live, default=0):
+            break
+        tried = _moved(order, best, rng)
+        found = _placed(allocations, tried)
+        if _head(found) <= _head(best):
+            best, order = found, tried
+    return best
+
+
+def _orders(allocations: list[Allocation], live: list[int]) -> list[list[int]]:
+    """Orders of placement to begin with: early ones, long-lived ones, those at full times."""
+
+    def duration(one: Allocation) -> int:
+        return one.first - one.last
+
+    def fullest(one: Allocation) -> int:
+        return -max(live[one.first + 1 : one.last + 2])
+
+    keys: tuple[Callable[[Allocation], Any], ...] = (
+        lambda one: (one.first, -one.size_bytes),
+        lambda one: (duration(one), -one.size_bytes),
+        lambda one: (fullest(one), duration(one)),
+        lambda one: (fullest(one), -one.size_bytes),
+    )
+    return [sorted(range(len(allocations)), key=lambda i: key(allocations[i])) for key in keys]
+
+
+def _moved(order: list[int], placed: list[Allocation], rng: random.Random) -> list[int]:
+    """The order with one of the topmost allocations earlier, now and then two others swapped."""
+    head, tried = _head(placed), list(order)
+    top = [i for i, one in enumerate(placed) if one.offset_bytes + one.size_bytes == head]
+    moved = rng.choice(top)
+    at = tried.index(moved)
+    tried.pop(at)
+    tried.insert(rng.randrange(max(at, 1)), moved)
+    if rng.random() < 0.3:
+        i, j = rng.randrange(len(tried)), rng.randrange(len(tried))
+        tried[i], tried[j] = tried[j], tried[i]
+    return tried
+
+
+def tensor_bytes(tensor: Any) -> int:
+    """Bytes of the content of a tensor."""
+    elements = math.prod(int(n) for n in _listed(tensor.shape))
+    return math.ceil(elements * BITS[tensor.type] / 8)
+
+
+def _listed(values: Any) -> list[int]:
+    return [] if values is None else [int(v) for v in values]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _is_constant(model: Any, tensor: Any) -> bool:
+    data = model.buffers[tensor.buffer].data
+    return data is not None and len(data) > 0
+
+
+def _allocations(model: Any) -> list[Allocation]:
+    """Feature maps in the order of their tensors, then scratch buffers, without offsets."""
+    graph = model.subgraphs[0]
+    # Before the first operator, the inputs are there already.
+    first = {i: -1 for i in _listed(graph.inputs)}
+    last = dict(first)
+    scratch = []
+    for number, operator in enumerate(graph.operators):
+        for i in _listed(operator.outputs):
+            first.setdefault(i, number)
+        for i in (*_listed(operator.inputs), *_listed(operator.outputs)):
+            last[i] = number
+        sizes = _scratch_bytes(model, graph, operator)
+        scratch += [Allocation(None, _aligned(size), number, number) for size in sizes]
+    for i in _listed(graph.outputs):
+        last[i] = len(graph.operators) - 1
+    maps = [
+        Allocation(i, _aligned(tensor_bytes(tensor)), first[i], last[i])
+        for i, tensor in enumerate(graph.tensors)
+        if i in first and not _is_constant(model, tensor)
+    ]
+    return maps + scratch
+
+
+def _scratch_bytes(model: Any, graph: Any, operator: Any) -> Iterator[int]:
+    """Sizes of the buffers that an operator asks for while it runs."""
+    code = model.operatorCodes[operator.opcodeIndex].builtinCode
+    inputs = _listed(operator.inputs)
+    if code in _WITH_KERNEL and graph.tensors[inputs[1]].type == Type.INT4:
+        yield math.prod(_listed(graph.tensors[inputs[1]].shape))
+    if code == Op.MEAN:
+        # Sums, and two small arrays of indices.
+        yield 4 * math.prod(_listed(graph.tensors[operator.outputs[0]].shape))
+        yield from (_ALIGNMENT, _ALIGNMENT)
+
+
+def _placed(
+    allocations: Sequence[Allocation], order: Sequence[int], fixed: dict[int, int] | None = None
+) -> list[Allocation]:
+    """Every allocation with its offset: fixed, or the first that fits, in this order."""
+    offsets = dict(fixed or {})
+    for i in order:
+        wanted, offset = allocations[i], 0
+        others = sorted(
+            (at, allocations[j].size_bytes)
+            for j, at in offsets.items()
+            if allocations[j].meets(wanted)
+        )
+        for at, size in others:
+            if at - offset >= wanted.size_bytes:
+                break
+            offset = max(offset, at + size)
+        offsets[i] = offset
+    return [replace(one, offset_bytes=offsets[i]) for i, one in enumerate(allocations)]
+
+
+def _tail_bytes(model: Any) -> int:
+    graph = model.subgraphs[0]
+    total = _BASE_BYTES + _EVAL_TENSOR_BYTES * len(graph.tensors)
+    for operator in graph.operators:
+        code = model.operatorCodes[operator.opcodeIndex].builtinCode
+        total += _OPERATOR_BYTES.get(code, _OTHER_OPERATOR_BYTES)
+        if code in _WITH_KERNEL:
+            total += _multiplier_bytes(graph, operator, code)
+    return _aligned(total)
+
+
+def _multiplier_bytes(graph: Any, operator: Any, code: int) -> int:
+    """Bytes of the multipliers and shifts of the output channels."""
+    channels = _listed(graph.tensors[operator.outputs[0]].shape)[-1]
+    scales = graph.tensors[operator.inputs[1]].quantization.scale
+    if code == Op.FULLY_CONNECTED and len(scales) == 1:
+        return 0
+    return 2 * _aligned(4 * channels)

@@ -1,0 +1,97 @@
+"""What runs the file: the operators and types each target takes, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qbee.errors import ExportError, ParameterError
+from qbee.export.flatbuffer import Op, Type, names
+
+_MAPS = (Type.INT8, Type.INT16)
+_WITH_KERNEL = (Op.CONV_2D, Op.DEPTHWISE_CONV_2D, Op.FULLY_CONNECTED)
+_OF_MAPS = (
+    Op.ADD,
+    Op.MUL,
+    Op.MEAN,
+    Op.PAD,
+    Op.RESHAPE,
+    Op.MAX_POOL_2D,
+    Op.AVERAGE_POOL_2D,
+    Op.QUANTIZE,
+    Op.MAXIMUM,
+    Op.MINIMUM,
+    Op.CONCATENATION,
+    Op.SLICE,
+)
+_TYPE_NAMES = names(Type)
+_OP_NAMES = names(Op)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime and what it takes.
+
+    Attributes
+    ----------
+    operators : operator -> types of its map
+    kernels : (type of the map, type of the kernel) that weighted operators take
+    has_int4 : bool
+        whether 4-bit kernels may be packed; they are int8 where not.
+    """
+
+    name: str
+    description: str
+    operators: dict[int, tuple[int, ...]]
+    kernels: tuple[tuple[int, int], ...]
+    has_int4: bool = True
+
+    def check(self, layer: str, operator: int, map_type: int, kernel_type: int | None) -> None:
+        """Refuse what the target cannot run.
+
+        Raises
+        ------
+        ExportError
+            naming the layer.
+        """
+        types = self.operators.get(operator, ())
+        fits = kernel_type is None or (map_type, kernel_type) in self.kernels
+        if map_type in types and fits:
+            return
+        kernel = "" if kernel_type is None else f" with {_TYPE_NAMES[kernel_type]} kernels"
+        raise ExportError(
+            f"layer {layer!r}: {self.name} does not run {_OP_NAMES[operator]} on "
+            f"{_TYPE_NAMES[map_type]} maps{kernel}"
+        )
+
+
+_COMMON: dict[int, tuple[int, ...]] = {op: _MAPS for op in (*_WITH_KERNEL, *_OF_MAPS)}
+_COMMON[Op.LOGISTIC] = (Type.INT8,)
+_INT4_AND_INT8 = (
+    (Type.INT8, Type.INT4),
+    (Type.INT8, Type.INT8),
+    (Type.INT16, Type.INT8),
+)
+
+TFLM = Target("tflm", "TensorFlow Lite Micro, any kernels", _COMMON, _INT4_AND_INT8)
+LITERT = Target("litert", "LiteRT (TensorFlow Lite) on Linux and phones", _COMMON, _INT4_AND_INT8)
+ETHOS_U = Target(
+    "ethos-u",
+    "Arm Ethos-U, after its compiler Vela",
+    _COMMON,
+    _INT4_AND_INT8[1:],
+    has_int4=False,
+)
+_TARGETS = {target.name: target for target in (TFLM, LITERT, ETHOS_U)}
+
+
+def get(name: str) -> Target:
+    """Target of this name.
+
+    Raises
+    ------
+    ParameterError
+        listing the known names.
+    """
+    if name not in _TARGETS:
+        raise ParameterError(f"target={name!r} must be one of {', '.join(_TARGETS)}")
+    return _TARGETS[name]

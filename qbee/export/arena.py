@@ -79,6 +79,12 @@ class Arena:
         """Bytes of the whole arena."""
         return self.head_bytes + self.tail_bytes
 
+    @property
+    def bound_bytes(self) -> int:
+        """Bytes of the arena if there were no gaps in it."""
+        last = max((a.last for a in self.allocations), default=0)
+        return self.tail_bytes + max(self.live_bytes(i) for i in range(last + 1))
+
     def live_bytes(self, operator: int) -> int:
         """Bytes in use while this operator (counted from 0) runs."""
         return sum(a.size_bytes for a in self.allocations if a.first <= operator <= a.last)

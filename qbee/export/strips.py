@@ -13,11 +13,22 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from qbee.errors import ParameterError
 from qbee.quantize.fixed_net import FixedNet, FixedNode
 from qbee.quantize.graph import INPUT, NO_PADDING, Node
 
-_BY_ROWS = ("conv", "depthwise", "add", "multiply", "rescale", "sigmoid", "concat_channels")
+_BY_ROWS = (
+    "conv",
+    "depthwise",
+    "dense",
+    "add",
+    "multiply",
+    "rescale",
+    "sigmoid",
+    "concat_channels",
+)
 _POOLS = ("max_pool", "average_pool")
 
 Rows = tuple[int, int]
@@ -115,6 +126,24 @@ def _channels(item: FixedNode, begin: int, stop: int, name: str) -> FixedNode:
     )
     node = replace(item.node, name=name, shape=(*item.node.shape[:-1], stop - begin))
     return replace(item, node=node, weights=weights)
+
+
+def with_dense_pointwise(net: FixedNet) -> FixedNet:
+    """The network with 1x1 convolutions of one step as dense layers, which are the same sums.
+
+    TFLite Micro keeps a multiplier and a shift for every channel of a convolution, even if all
+    are equal, but only one of each for such a dense layer.
+    """
+    return replace(net, nodes=tuple(_as_dense(item) for item in net.nodes))
+
+
+def _as_dense(item: FixedNode) -> FixedNode:
+    node, weights = item.node, item.weights
+    is_pointwise = node.op == "conv" and node.window == node.strides == (1, 1)
+    if weights is None or not is_pointwise or len(np.unique(weights.steps)) > 1:
+        return item
+    kernel = replace(weights, kernel=weights.kernel[0, 0])
+    return replace(item, node=replace(node, op="dense"), weights=kernel)
 
 
 def cut(net: FixedNet, segments: tuple[Segment, ...]) -> FixedNet:

@@ -105,7 +105,7 @@ def _unpooled_shape(item: FixedNode, source: _Value, padding: int, copies: int) 
     """Shape of the products, before the node's max-pool."""
     node, channels = item.node, len(_weights(item).bias)
     if node.op == "dense":
-        return (channels,)
+        return (*source.shape[:-1], channels)
     size = (source.shape[0], source.shape[1] // copies)
     pads = node.padding if padding == SAME else NO_PADDING
     return (*window_outputs(size, node.window, node.strides, pads), channels)
@@ -116,6 +116,7 @@ def _weighted_options(item: FixedNode, padding: int, *, copies: int, is_linear: 
     node = item.node
     if node.op == "dense":
         options = schema.FullyConnectedOptionsT()
+        options.keepNumDims = len(node.shape) > 1
     else:
         is_conv = node.op == "conv"
         options = schema.Conv2DOptionsT() if is_conv else schema.DepthwiseConv2DOptionsT()

@@ -7,40 +7,19 @@ are about twice those of a Cortex-M.
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qbee.export.flatbuffer import BITS, Op, Type
-
-_ALIGNMENT = 16
-_EVAL_TENSOR_BYTES = 24
-# The interpreter's own objects and the descriptions of one input and one output.
-_BASE_BYTES = 712
-# Node, parameters and data of an operator, without tensors; measured with TFLite Micro on x86-64.
-_OPERATOR_BYTES = {
-    Op.CONV_2D: 172,
-    Op.DEPTHWISE_CONV_2D: 172,
-    Op.FULLY_CONNECTED: 181,
-    Op.ADD: 136,
-    Op.MUL: 116,
-    Op.MEAN: 136,
-    Op.MAX_POOL_2D: 136,
-    Op.AVERAGE_POOL_2D: 136,
-    Op.CONCATENATION: 176,
-    Op.PAD: 128,
-    Op.QUANTIZE: 96,
-    Op.RESHAPE: 100,
-    Op.SLICE: 64,
-    Op.STRIDED_SLICE: 184,
-    Op.MAXIMUM: 64,
-    Op.MINIMUM: 64,
-    Op.LOGISTIC: 96,
-}
-_OTHER_OPERATOR_BYTES = 136
-_WITH_KERNEL = (Op.CONV_2D, Op.DEPTHWISE_CONV_2D, Op.FULLY_CONNECTED)
+from qbee.export.arena_sizes import (
+    aligned,
+    is_constant,
+    listed,
+    scratch_bytes,
+    tail_bytes,
+    tensor_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +87,7 @@ def plan(model: Any, offsets: Sequence[int] = ()) -> Arena:
     # First fit, largest first, of equal ones the last.
     order = sorted(range(len(wanted)), key=lambda i: (wanted[i].size_bytes, i), reverse=True)
     placed = _placed(wanted, [i for i in order if i not in fixed], fixed)
-    return Arena(tuple(placed), _head(placed), _tail_bytes(model))
+    return Arena(tuple(placed), _head(placed), tail_bytes(model))
 
 
 def offline_offsets(model: Any, *, attempts: int = 1500) -> list[int] | None:
@@ -184,59 +163,28 @@ def _moved(order: list[int], placed: list[Allocation], rng: random.Random) -> li
     return tried
 
 
-def tensor_bytes(tensor: Any) -> int:
-    """Bytes of the content of a tensor."""
-    elements = math.prod(int(n) for n in _listed(tensor.shape))
-    return math.ceil(elements * BITS[tensor.type] / 8)
-
-
-def _listed(values: Any) -> list[int]:
-    return [] if values is None else [int(v) for v in values]
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-def _is_constant(model: Any, tensor: Any) -> bool:
-    data = model.buffers[tensor.buffer].data
-    return data is not None and len(data) > 0
-
-
 def _allocations(model: Any) -> list[Allocation]:
     """Feature maps in the order of their tensors, then scratch buffers, without offsets."""
     graph = model.subgraphs[0]
     # Before the first operator, the inputs are there already.
-    first = {i: -1 for i in _listed(graph.inputs)}
+    first = {i: -1 for i in listed(graph.inputs)}
     last = dict(first)
     scratch = []
     for number, operator in enumerate(graph.operators):
-        for i in _listed(operator.outputs):
+        for i in listed(operator.outputs):
             first.setdefault(i, number)
-        for i in (*_listed(operator.inputs), *_listed(operator.outputs)):
+        for i in (*listed(operator.inputs), *listed(operator.outputs)):
             last[i] = number
-        sizes = _scratch_bytes(model, graph, operator)
-        scratch += [Allocation(None, _aligned(size), number, number) for size in sizes]
-    for i in _listed(graph.outputs):
+        sizes = scratch_bytes(model, graph, operator)
+        scratch += [Allocation(None, aligned(size), number, number) for size in sizes]
+    for i in listed(graph.outputs):
         last[i] = len(graph.operators) - 1
     maps = [
-        Allocation(i, _aligned(tensor_bytes(tensor)), first[i], last[i])
+        Allocation(i, aligned(tensor_bytes(tensor)), first[i], last[i])
         for i, tensor in enumerate(graph.tensors)
-        if i in first and not _is_constant(model, tensor)
+        if i in first and not is_constant(model, tensor) and not tensor.isVariable
     ]
     return maps + scratch
-
-
-def _scratch_bytes(model: Any, graph: Any, operator: Any) -> Iterator[int]:
-    """Sizes of the buffers that an operator asks for while it runs."""
-    code = model.operatorCodes[operator.opcodeIndex].builtinCode
-    inputs = _listed(operator.inputs)
-    if code in _WITH_KERNEL and graph.tensors[inputs[1]].type == Type.INT4:
-        yield math.prod(_listed(graph.tensors[inputs[1]].shape))
-    if code == Op.MEAN:
-        # Sums, and two small arrays of indices.
-        yield 4 * math.prod(_listed(graph.tensors[operator.outputs[0]].shape))
-        yield from (_ALIGNMENT, _ALIGNMENT)
 
 
 def _placed(
@@ -257,23 +205,3 @@ def _placed(
             offset = max(offset, at + size)
         offsets[i] = offset
     return [replace(one, offset_bytes=offsets[i]) for i, one in enumerate(allocations)]
-
-
-def _tail_bytes(model: Any) -> int:
-    graph = model.subgraphs[0]
-    total = _BASE_BYTES + _EVAL_TENSOR_BYTES * len(graph.tensors)
-    for operator in graph.operators:
-        code = model.operatorCodes[operator.opcodeIndex].builtinCode
-        total += _OPERATOR_BYTES.get(code, _OTHER_OPERATOR_BYTES)
-        if code in _WITH_KERNEL:
-            total += _multiplier_bytes(graph, operator, code)
-    return _aligned(total)
-
-
-def _multiplier_bytes(graph: Any, operator: Any, code: int) -> int:
-    """Bytes of the multipliers and shifts of the output channels."""
-    channels = _listed(graph.tensors[operator.outputs[0]].shape)[-1]
-    scales = graph.tensors[operator.inputs[1]].quantization.scale
-    if code == Op.FULLY_CONNECTED and len(scales) == 1:
-        return 0
-    return 2 * _aligned(4 * channels)

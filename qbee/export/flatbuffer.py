@@ -15,15 +15,26 @@ Activation = schema.ActivationFunctionType
 
 _NUMPY = {Type.INT8: "<i1", Type.INT16: "<i2", Type.INT32: "<i4", Type.INT64: "<i8"}
 BITS = {
+    Type.INT2: 2,
     Type.INT4: 4,
+    Type.UINT4: 4,
     Type.INT8: 8,
     Type.UINT8: 8,
     Type.BOOL: 8,
     Type.INT16: 16,
+    Type.UINT16: 16,
+    Type.FLOAT16: 16,
+    Type.BFLOAT16: 16,
     Type.INT32: 32,
+    Type.UINT32: 32,
     Type.FLOAT32: 32,
+    Type.RESOURCE: 32,
     Type.INT64: 64,
+    Type.UINT64: 64,
+    Type.FLOAT64: 64,
 }
+# Name that TFLite Micro knows the metadata of an offline plan of the arena by.
+OFFLINE_PLAN = "OfflineMemoryAllocation"
 # The schema asks for 16 bytes; microcontrollers need it to load int32 and int64 biases.
 _ALIGNMENT = 16
 
@@ -32,6 +43,12 @@ def names(enumeration: Any) -> dict[int, str]:
     """Names of the values of one of the schema's enumerations."""
     found = {v: name for name, v in vars(enumeration).items() if isinstance(v, int)}
     return {v: name.lower() if enumeration is Type else name for v, name in found.items()}
+
+
+def code_of(model: Any, operator: Any) -> int:
+    """Kind of an operator; files of before 2020 have it in another field of its code."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    return max(code.builtinCode, code.deprecatedBuiltinCode)
 
 
 def pack_int4(codes: np.ndarray) -> np.ndarray:

@@ -34,6 +34,11 @@ _POOLS = ("max_pool", "average_pool")
 Rows = tuple[int, int]
 
 
+def layer_of(name: str) -> str:
+    """Name of the layer of the whole network that a strip or group belongs to."""
+    return name.partition("@")[0].partition("#")[0]
+
+
 @dataclass(frozen=True)
 class Segment:
     """Nodes after the segment before, up to ``end``, computed in ``strips`` strips."""
@@ -90,23 +95,23 @@ def grouped(net: FixedNet, name: str, groups: int) -> FixedNet:
     """The network with one convolution computed in groups of output channels.
 
     Each group has its own convolution and max-pool, so only a part of the large map before the
-    pool exists at a time. Group i is named ``<name>/<i>``; the joined map keeps the name.
+    pool exists at a time. Group i is named ``<name>#<i>``; the joined map keeps the name.
 
     Raises
     ------
     ParameterError
         if the node is no convolution, or has fewer channels than groups.
     """
+    if groups == 1:
+        return net
     item = next((item for item in net.nodes if item.name == name), None)
     if item is None or item.weights is None or item.node.op != "conv":
         raise ParameterError(f"name={name!r} must be a convolution")
     if not 1 <= groups <= len(item.weights.bias):
         raise ParameterError(f"groups={groups} must be in [1, {len(item.weights.bias)}]")
-    if groups == 1:
-        return net
     bounds = [i * len(item.weights.bias) // groups for i in range(groups + 1)]
     parts = tuple(
-        _channels(item, begin, stop, f"{name}/{i}")
+        _channels(item, begin, stop, f"{name}#{i}")
         for i, (begin, stop) in enumerate(itertools.pairwise(bounds))
     )
     node = Node(name, "concat_channels", tuple(p.name for p in parts), item.node.shape)

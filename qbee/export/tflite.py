@@ -492,6 +492,10 @@ class Exported:
         """The bytes of the file."""
         return packed(self.model)
 
+    def zero_point(self, node: str) -> int:
+        """Stored integer of code 0 in a node's map."""
+        return int(self.model.subgraphs[0].tensors[self.tensors[node]].quantization.zeroPoint[0])
+
     @cached_property
     def arena(self) -> arena.Arena:
         """Predicted arena on TFLite Micro."""

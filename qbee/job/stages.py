@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import time
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import TypeAdapter
 
 from qbee.detector import FRONT_END, MODEL, Card, margin_threshold
 from qbee.export import c_array, tflite
+from qbee.export.delivery import Delivery, ExportSettings, deliver
 from qbee.export.interpreter import MicroModel
 from qbee.files import make_folder, write_bytes, write_text
 from qbee.job.data import Prepared, prepare
@@ -33,7 +35,7 @@ CALIBRATION_WINDOWS = 256
 FINE_TUNE_MAX_RATE = 2e-4
 # Small training sets are gone through several times per epoch, to at least so many windows.
 EPOCH_WINDOWS = 1024
-SCHEME = "scheme.json"
+SCHEME, EXPORT_SETTINGS, FIDELITY = "scheme.json", "export.json", "fidelity.json"
 
 
 class Job:
@@ -286,18 +288,36 @@ class Job:
         return metrics.best_threshold(self.labels_of("validation"), found)
 
     @cached_property
+    def delivery(self) -> Delivery:
+        """The winner as a file for its target."""
+        model = convert.to_fixed_point(self.fine_tuned[0])
+        metadata = self.card(self.threshold).to_metadata()
+        return deliver(model, self.export_settings, metadata=metadata)
+
+    @cached_property
+    def export_settings(self) -> ExportSettings:
+        """How the winner is exported: as last asked for in this folder."""
+        stored = self.folder / EXPORT_SETTINGS
+        return ExportSettings.load(stored) if stored.exists() else ExportSettings()
+
+    @cached_property
     def micro(self) -> MicroModel:
         """The exported winner on TFLite Micro; written to the folder when first used."""
-        model = self.fine_tuned[0]
-        micro = MicroModel(self.exported(model, self.threshold), source=MODEL)
+        micro = MicroModel(self.delivery.exported.content, source=MODEL)
+        self.write_files(self.folder, micro)
+        return micro
+
+    def write_files(self, folder: Path, micro: MicroModel) -> None:
+        """Write the .tflite, its C source, its front end and its fidelity table."""
         c_array.write(
-            self.folder,
+            folder,
             micro.content,
             self.front_end,
             arena_bytes=micro.arena_bytes(),
-            input_map=convert.to_fixed_point(model).input_map,
+            input_map=self.delivery.net.input_map,
             margin_threshold=margin_threshold(self.threshold, micro.output.step),
         )
-        self.front_end.save(self.folder / FRONT_END)
-        write_bytes(self.folder / MODEL, micro.content)
-        return micro
+        self.front_end.save(folder / FRONT_END)
+        summary = self.delivery.summary() | {"arena_bytes": micro.arena_bytes()}
+        write_text(folder / FIDELITY, json.dumps(summary, indent=2) + "\n")
+        write_bytes(folder / MODEL, micro.content)

@@ -21,7 +21,7 @@ _VERBS = {
     "run": ("qbee.job.verbs", "run"),
     "train": ("qbee.job.verbs", "train"),
     "search": ("qbee.job.verbs", "search"),
-    "export": ("qbee.job.verbs", "export"),
+    "export": ("qbee.job.deployment", "export"),
     "verify": ("qbee.job.verbs", "verify"),
 }
 __all__ = sorted(_VERBS)

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from qbee import cli
+from qbee.cli import jobs
 from qbee.job.settings import default_space
 
 RATE_HZ = 8000
@@ -262,7 +263,7 @@ def test_markup_in_a_location_is_printed_as_it_is(monkeypatch, capsys):
         "windows": 2, "positives": 1, "threshold": 0.5}  # fmt: skip
     found = scores | {"model": "[/b]m", "table": "t", "locations": {"[/b]place": scores},
                       "uncertain": 0, "too_short": 0, "skipped": ["[/i] bad"]}  # fmt: skip
-    cli.print_scores(found)
+    jobs.print_scores(found)
     printed = capsys.readouterr().out
     assert "[/b]place" in printed
     assert "[/i] bad" in printed

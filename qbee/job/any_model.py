@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from qbee.errors import DataError
+from qbee.errors import DataError, ModelFileError
 from qbee.export import tflite
 from qbee.export.interpreter import MicroModel
 from qbee.files import make_folder, replacing, write_bytes, write_text
@@ -16,7 +16,9 @@ from qbee.job.watcher import Watcher
 from qbee.keras import make_repeatable
 from qbee.quantize import convert, stored, thresholds
 from qbee.quantize.calibrate import calibrate
+from qbee.quantize.fixed_net import FixedNet
 from qbee.quantize.fold import fold
+from qbee.quantize.layers import QuantizedOp
 from qbee.quantize.quantizers import Alpha
 from qbee.quantize.scheme import Scheme, uniform
 from qbee.quantize.thresholds import FatSettings
@@ -53,6 +55,20 @@ def _split(inputs: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return inputs[order[held_out:]], inputs[order[:held_out]]
 
 
+def integers(path: Path) -> FixedNet:
+    """Integers of a quantized Keras model file.
+
+    Raises
+    ------
+    ModelFileError
+        if it cannot be read, or is not a model that qbee quantized.
+    """
+    model = stored.load_model(path)
+    if not any(isinstance(layer, QuantizedOp) for layer in model.layers):
+        raise ModelFileError(f"{path}: is no model that qbee quantized")
+    return convert.to_fixed_point(convert.logits_model(model))
+
+
 def quantize_file(
     model: Path,
     inputs: Path,
@@ -62,6 +78,7 @@ def quantize_file(
     maps: Literal[4, 8, 16] = 8,
     scheme: Path | None = None,
     free_steps: bool = False,
+    per_tensor: bool = False,
     calibration: str = "mse",
     fine_tune: bool = False,
     seed: int = 0,
@@ -82,6 +99,8 @@ def quantize_file(
         bits of all kernels and of all feature maps, unless ``scheme`` names a file.
     free_steps : bool
         any steps instead of powers of two.
+    per_tensor : bool
+        one step for each kernel instead of one for each output channel: a smaller file.
     calibration : str
         name of a method in ``ranges``, such as mse, minmax, kl or octav
     fine_tune : bool
@@ -115,18 +134,19 @@ def quantize_file(
             settings=FatSettings(thresholds=free_steps),
             seed=seed,
             alpha=alpha,
+            is_per_tensor=per_tensor,
             on_progress=lambda done, total, loss: watcher.progress(
                 done, total, f"RMSE of outputs {loss:.3g}"
             ),
         )
         net, formats = tuned.net, tuned.maps
     watcher.stage("Export and verify")
-    whole = convert.quantized_model(net, widths, formats, alpha=alpha)
+    whole = convert.quantized_model(net, widths, formats, alpha=alpha, is_per_tensor=per_tensor)
     quantized = convert.logits_model(whole)
-    integers = convert.to_fixed_point(quantized)
-    micro = MicroModel(tflite.write(integers).content, source=MODEL)
+    fixed = convert.to_fixed_point(quantized)
+    micro = MicroModel(tflite.write(fixed).content, source=MODEL)
     proof, found = compare(
-        integers,
+        fixed,
         quantized,
         micro,
         lambda start, stop: held_out[start:stop],

@@ -19,9 +19,11 @@ from qbee.quantize import convert
 from qbee.records import Window
 from qbee.search import pareto, tuner
 from qbee.train import metrics
-from qbee.verify import Verification, compare
+from qbee.verify import Verification, compare, compare_layers
 
-FILE = "results.json"
+FILE, VERIFICATION = "results.json", "verify.json"
+# Test windows on which every feature map is compared, not only the output.
+LAYER_WINDOWS = 10
 PARTS = ("train", "validation", "test", "dropped")
 PACKAGES = ("qbee", "tensorflow", "tf_keras", "qkeras", "keras-tuner", "tflite-micro", "numpy")
 
@@ -65,6 +67,22 @@ def verify(job: Job) -> tuple[Verification, np.ndarray]:
         len(test),
         on_progress=lambda done, total: job.watcher.progress(done, total, "windows verified"),
     )
+
+
+def check_layers(job: Job) -> list[dict[str, Any]]:
+    """Every feature map in all three on a few test windows, with the fidelity of its layer."""
+    inputs = job.examples.inputs(np.asarray(job.fold.test)[:LAYER_WINDOWS])
+    found = compare_layers(job.delivery, job.fine_tuned[0], inputs)
+    stored = {row.layer: row for row in job.delivery.fidelity.layers}
+    return [
+        check.model_dump()
+        | {
+            "largest_sum": stored[check.layer].largest_sum,
+            "is_exact_in_float32": stored[check.layer].is_exact_in_float32,
+        }
+        for check in found
+        if check.layer in stored
+    ]
 
 
 def _float(job: Job) -> dict[str, Any]:
@@ -128,12 +146,15 @@ def collect(job: Job) -> tuple[dict[str, Any], np.ndarray]:
         "float": _float(job),
         "int8": asdict(int8_scores) | {"tflite_bytes": int8_bytes},
         "winner": _winner(job, logits),
-        "verify": verification.model_dump(),
+        "verify": verification.model_dump()
+        | {"layer_windows": LAYER_WINDOWS, "layers": check_layers(job)},
         "search": _search(job),
     }
     return found, metrics.probabilities(logits)
 
 
 def save(job: Job, results: dict[str, Any]) -> None:
-    """Write results.json."""
-    write_text(job.folder / FILE, json.dumps(results, indent=2, allow_nan=False) + "\n")
+    """Write results.json and, of it, verify.json."""
+    for name, content in ((VERIFICATION, results["verify"]), (FILE, results)):
+        text = json.dumps(content, indent=2, allow_nan=False)
+        write_text(job.folder / name, text + "\n")

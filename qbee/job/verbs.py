@@ -129,13 +129,6 @@ def search(out: Path, *, watcher: Watcher | None = None) -> Job:
     return job
 
 
-def export(out: Path, *, watcher: Watcher | None = None) -> Job:
-    """Write the .tflite, the C source and the front end of the winner in ``out``."""
-    job = resumed(out, watcher)
-    _export(job)
-    return job
-
-
 def verify(out: Path, *, watcher: Watcher | None = None) -> dict[str, Any]:
     """Verify the exported model in ``out`` on its test windows, score it and write the report."""
     return _verify(resumed(out, watcher))

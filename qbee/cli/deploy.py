@@ -1,0 +1,109 @@
+"""Commands on the way to the device: export, verify, inspect."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qbee.cli.jobs import summary
+from qbee.cli.options import AsJson
+from qbee.cli.terminal import Terminal, app, console, print_line
+
+Bytes = Annotated[
+    int | None,
+    typer.Option(
+        parser=lambda text: parsed_bytes(text),
+        metavar="BYTES",
+        help="Largest arena on the device, such as 200000, 200k or 256Ki.",
+    ),
+]
+_UNITS = {"": 1, "k": 1000, "ki": 1024, "m": 1000**2, "mi": 1024**2}
+
+
+def parsed_bytes(text: str) -> int:
+    """Number of bytes in a text such as 200k."""
+    found = re.fullmatch(r"(\d+)\s*(k|ki|m|mi|)b?", text.strip().lower())
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no number of bytes such as 200000, 200k or 256Ki")
+    return int(found.group(1)) * _UNITS[found.group(2)]
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Result folder of 'run' or of 'quantize'.")],
+    target: Annotated[str, typer.Option(help="What runs it: tflm, litert or ethos-u.")] = "tflm",
+    max_arena: Bytes = None,
+    max_recompute: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="Multiplications allowed, as a multiple, for computing layers in strips. Alone, "
+            "it gives the smallest arena; with --max-arena, 1.3 unless given.",
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option(help="Fail if anything is stored in more bits than asked for.")
+    ] = False,
+    firmware: Annotated[
+        bool, typer.Option(help="Also write a C++ library for Arduino, PlatformIO, Zephyr, CMake.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the files; by default, the result folder.")
+    ] = None,
+) -> None:
+    """Write the .tflite for a target, its C source and its fidelity table."""
+    from qbee.export.delivery import ExportSettings
+    from qbee.job import deployment
+    from qbee.report import fidelity_table
+
+    settings = ExportSettings(
+        target=target,
+        max_arena_bytes=max_arena,
+        max_recompute=max_recompute,
+        is_strict=strict,
+    )
+    with Terminal() as watcher:
+        delivered = deployment.export(
+            folder, settings, out=out, has_firmware=firmware, watcher=watcher
+        )
+    console.print(fidelity_table.table(delivered.delivery.fidelity))
+    for line in fidelity_table.sentences(delivered.delivery, delivered.arena_bytes):
+        console.print(line, markup=False)
+    print_line(f"Model: {delivered.folder / 'model.tflite'}")
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="Result folder of a job, or any .tflite file.")],
+    windows: Annotated[
+        Path | None, typer.Option(help="Inputs for a file: a .npy array (n, ...).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare numpy, Keras and TFLite Micro and score a job; or try out a .tflite of anybody."""
+    if path.is_dir():
+        _verify_job(path, windows, as_json)
+    else:
+        _verify_file(path, windows, as_json)
+
+
+def _verify_job(folder: Path, windows: Path | None, as_json: bool) -> None:
+    from qbee.job import verbs
+
+    if windows is not None:
+        raise typer.BadParameter("--windows goes with a .tflite file; a job has its test windows")
+    if as_json:
+        results = verbs.verify(folder)
+        print(json.dumps(results["verify"], indent=2))
+        raise typer.Exit(int(results["verify"]["mismatches"] > 0))
+    with Terminal() as watcher:
+        results = verbs.verify(folder, watcher=watcher)
+    summary(results, folder)
+
+
+def _verify_file(path: Path, windows: Path | None, as_json: bool) -> None:
+    raise NotImplementedError

@@ -1,0 +1,88 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class OnError(StrEnum):
+    """What to do with a recording that cannot be read."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class Rest(StrEnum):
+    """What the stretches of a recording are that no event covers."""
+
+    ignore = "ignore"
+    no_buzz = "no_buzz"
+    uncertain = "uncertain"
+
+
+class Bits(StrEnum):
+    """Bit widths a scheme can have."""
+
+    four = "4"
+    eight = "8"
+    sixteen = "16"
+
+
+class Standardize(StrEnum):
+    """How mel images are brought to one level."""
+
+    window = "window"
+    fold = "fold"
+
+
+Labels = Annotated[
+    Path,
+    typer.Option(
+        help="Table of labelled segments: a CSV (file, start_s, end_s or duration_s, label, "
+        "location), a Raven selection table, Audacity labels, or a folder of these.",
+    ),
+]
+Model = Annotated[str, typer.Option(help="Network: beenet1 (largest), beenet2 or beenet3.")]
+Out = Annotated[Path, typer.Option(help="Folder for all results; made if it does not exist.")]
+Epochs = Annotated[
+    int, typer.Option(min=1, help="Epochs of float training, of 1024 windows at least.")
+]
+FineTune = Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning of the winner.")]
+Folds = Annotated[
+    int,
+    typer.Option(min=3, help="Parts the recordings are cut into: one validates, one is scored."),
+]
+Trials = Annotated[int, typer.Option(min=1, help="Bit-width schemes to try.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Equal seeds give equal results on one machine.")
+]
+Space = Annotated[
+    Path | None, typer.Option(help="Search space (JSON); the one for BeeNets by default.")
+]
+HowToStandardize = Annotated[
+    Standardize,
+    typer.Option(help="Level each window by itself, or all by the training windows."),
+]
+Augment = Annotated[bool, typer.Option(help="Vary the training images (for small data).")]
+Balance = Annotated[bool, typer.Option(help="Weigh the rarer class up in training.")]
+StopAfter = Annotated[
+    int | None,
+    typer.Option(min=1, help="End a training that has not got better for so many epochs."),
+]
+Errors = Annotated[
+    OnError, typer.Option(help="Stop at a recording that cannot be read, or skip and report it.")
+]
+Unannotated = Annotated[
+    Rest,
+    typer.Option(help="What the stretches are that a Raven or Audacity table leaves out."),
+]
+TestLocation = Annotated[
+    str | None,
+    typer.Option(help="Score on this location and train on the others."),
+]
+Folder = Annotated[Path, typer.Argument(help="Result folder of a job.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]

@@ -1,0 +1,59 @@
+"""The fidelity of an exported file for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.markup import escape
+from rich.table import Table
+
+from qbee.export.delivery import Delivery
+from qbee.export.fidelity import Fidelity, LayerFidelity
+
+
+def table(found: Fidelity) -> Table:
+    """One row for each layer: bits asked for and their containers, bytes, largest sums."""
+    shown = Table(title=f"{found.file_bytes} bytes", caption=_caption(found))
+    shown.add_column("layer", overflow="fold")
+    for heading in ("kernel", "bytes", "bias", "map", "sums"):
+        shown.add_column(heading, justify="right")
+    for row in found.layers:
+        shown.add_row(escape(row.layer), *_cells(row))
+    return shown
+
+
+def _cells(row: LayerFidelity) -> tuple[str, ...]:
+    maps = f"{row.map_bits} in {row.map_stored}"
+    if row.kernel_bits is None or row.largest_sum is None:
+        return ("", "", "", maps, "")
+    sums = f"< 2^{row.largest_sum.bit_length()}"
+    return (
+        f"{row.kernel_bits} in {row.kernel_stored}",
+        str(row.kernel_bytes),
+        row.bias_stored or "",
+        maps,
+        sums if row.is_exact_in_float32 else f"{sums} (!)",
+    )
+
+
+def _caption(found: Fidelity) -> str:
+    return (
+        f"Bytes: kernels {found.kernel_bytes}, biases {found.bias_bytes}, metadata "
+        f"{found.metadata_bytes}, graph and scales {found.other_bytes}. "
+        "(!) marks sums that float32 does not hold exactly."
+    )
+
+
+def sentences(delivery: Delivery, arena_bytes: int) -> Iterator[str]:
+    """What was widened, and what the memory costs."""
+    yield from delivery.fidelity.widened
+    predicted = delivery.exported.arena.total_bytes
+    yield f"Arena on TFLite Micro: {arena_bytes} bytes measured here, {predicted} predicted."
+    segments = delivery.layout.segments
+    if segments or delivery.layout.groups > 1:
+        cuts = ", ".join(f"up to {s.end} in {s.strips} strips" for s in segments)
+        groups = f"; first convolution in {delivery.layout.groups} groups of channels"
+        yield (
+            f"Layers {cuts}{groups if delivery.layout.groups > 1 else ''}: "
+            f"{delivery.recompute:.2f} x the multiplications."
+        )

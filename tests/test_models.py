@@ -1,4 +1,4 @@
-"""BeeNets: the parameters and shapes of the bee paper."""
+"""Networks: the parameters and shapes of the papers."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import pytest
 from qbee.errors import ParameterError
 from qbee.keras import keras, tf
 from qbee.models import beenet, registry
+from qbee.quantize import fold
 
 # Trainable parameters, bee paper, table 2.
 PARAMETERS = {"beenet1": 50_210, "beenet2": 17_570, "beenet3": 6_370}
@@ -48,6 +49,31 @@ def test_another_image_size_is_built_on_request():
     model = registry.build("beenet3", n_mels=32, n_frames=64)
     assert model.input_shape == (None, 32, 64, 1)
     assert model(tf.zeros((3, 32, 64, 1))).shape == (3, 2)
+
+
+# Trainable parameters, bee paper, table 1, with one input channel and two classes.
+LARGE = {"mobilenet_v2": 2_225_858, "resnet9": 6_585_474}
+
+
+@pytest.mark.parametrize("name", sorted(LARGE))
+def test_larger_networks_have_the_parameters_of_the_paper_and_can_be_folded(name):
+    model = registry.build(name)
+    assert sum(int(np.prod(w.shape)) for w in model.trainable_weights) == LARGE[name]
+    assert model.output_shape == (None, 2)
+    net = fold.fold(model)
+    norms = [a for a in model.layers if isinstance(a, keras.layers.BatchNormalization)]
+    # One weighted layer for each batch norm, and the head.
+    assert len(net.weighted) == len(norms) + 1
+    kernels = sum(k.size for k in net.kernels.values())
+    biases = sum(b.size for b in net.biases.values())
+    scales = sum(2 * int(a.gamma.shape[0]) for a in norms)
+    own_biases = sum(
+        int(a.bias.shape[0])
+        for a in model.layers
+        if isinstance(a, keras.layers.Conv2D) and a.use_bias
+    )
+    folded_biases = biases - net.biases["head"].size
+    assert kernels + biases == LARGE[name] - scales + folded_biases - own_biases
 
 
 def test_the_registry_lists_its_names_in_order():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-import qbee.models.beenet  # noqa: F401 - registers the models
+import qbee.models  # noqa: F401 - registers the models
 from qbee.errors import ParameterError
 from qbee.keras import keras, make_repeatable, tf
 from qbee.models import registry

@@ -24,7 +24,7 @@ from twin_nets import (
     strided,
 )
 
-import qbee.models.beenet  # noqa: F401 - registers the models
+import qbee.models  # noqa: F401 - registers the models
 from qbee.errors import ParameterError
 from qbee.export.delivery import ExportSettings, deliver
 from qbee.export.interpreter import MicroModel

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qbee.keras import keras
+from qbee.models.blocks import normalised
 from qbee.models.registry import register
 
 # (filters of the pointwise convolution, max-pool after it) per block; the stem is always
@@ -17,21 +18,14 @@ ROWS: dict[str, tuple[tuple[int, int], ...]] = {
 }
 
 
-def _normalised(x, layer):
-    """Convolution, batch norm as in PyTorch (momentum .1, eps 1e-5), ReLU."""
-    x = layer(x)
-    x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{layer.name}_bn")(x)
-    return keras.layers.ReLU(name=f"{layer.name}_relu")(x)
-
-
 def _convolution(x, filters: int, kernel: int, name: str):
     layer = keras.layers.Conv2D(filters, kernel, padding="same", use_bias=False, name=name)
-    return _normalised(x, layer)
+    return normalised(x, layer)
 
 
 def _depthwise(x, name: str):
     layer = keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False, name=name)
-    return _normalised(x, layer)
+    return normalised(x, layer)
 
 
 def _pooled(x, pool: int, name: str):

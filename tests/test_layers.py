@@ -89,6 +89,7 @@ def test_every_module_belongs_to_a_stage():
         "qbee.quantize.scheme",
         "qbee.search.score",
         "qbee.search.cost",
+        "qbee.export.firmware",
         "qbee.export.tflite",
         "qbee.detector",
         "qbee.cli",

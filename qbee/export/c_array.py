@@ -28,10 +28,10 @@ _HEADER = """\
 extern const unsigned char g_model[];
 extern const unsigned int g_model_len;
 
-// TFLite Micro reported the measured bytes on the 64-bit machine of export, with its reference
-// kernels. {margin_bytes} bytes and the padding to a multiple of {alignment} are added for scratch
-// buffers of optimised kernels; 32-bit devices need less for all else. Define it yourself once
-// Detector::arena_used_bytes() tells what your device needs.
+// TFLite Micro, with its reference kernels, reported the measured bytes on the 64-bit machine of
+// export; 32-bit devices need less. The margin of {margin_bytes} bytes is for scratch buffers of
+// optimised kernels and for other versions; the sum is padded to a multiple of {alignment}. Once
+// you know what your device needs, define QBEE_ARENA_BYTES for all sources.
 #define QBEE_ARENA_MEASURED_BYTES {arena_bytes}
 #ifndef QBEE_ARENA_BYTES
 #define QBEE_ARENA_BYTES {reserved_bytes}
@@ -129,7 +129,7 @@ def write(
     arena_bytes: int,
     input_map: Quantized,
     margin_threshold: int,
-    labels: tuple[str, str] = ("no_buzz", "buzz"),
+    labels: tuple[str, str],
 ) -> None:
     """Write model_data.h and model_data.cc into ``folder``.
 

@@ -12,15 +12,14 @@ import numpy as np
 from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
 
 from qbee.export import arena
-from qbee.export.flatbuffer import Activation, Author, Op, Type, packed
+from qbee.export.flatbuffer import OFFLINE_PLAN, Activation, Author, Op, Type, packed
 from qbee.export.targets import TFLM, Target
 from qbee.quantize.fixed_net import SPLIT_FRACTION_BITS, FixedNet, FixedNode, FixedWeights
 from qbee.quantize.fixed_point import INT16, MapType, split
 from qbee.quantize.graph import INPUT, NO_PADDING, Padding, same_padding, window_outputs
 
 SAME, VALID = 0, 1
-# Name that TFLite Micro knows this metadata by.
-OFFLINE_PLAN = "OfflineMemoryAllocation"
+
 # Of TFLite Micro's CONCATENATION.
 MAX_CONCATENATED = 10
 INT8 = (-128, 127)

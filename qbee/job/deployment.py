@@ -18,7 +18,7 @@ from qbee.job.settings import FILE
 from qbee.job.stages import EXPORT_SETTINGS, FIDELITY, Job
 from qbee.job.watcher import Watcher
 
-DEFAULT_SETTINGS = ExportSettings()
+DEFAULT_SETTINGS, FIRMWARE = ExportSettings(), "firmware"
 
 
 @dataclass(frozen=True)
@@ -77,4 +77,6 @@ def _of_job(job: Job, settings: ExportSettings, out: Path | None, has_firmware: 
             (job.folder / name).unlink(missing_ok=True)
         settings.save(job.folder / EXPORT_SETTINGS)
     job.write_files(target, micro)
+    if has_firmware:
+        job.write_firmware(target / FIRMWARE, micro)
     return Delivered(job.delivery, target, micro.arena_bytes())

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from qbee.detector import FRONT_END, MODEL, Card, margin_threshold
-from qbee.export import c_array, tflite
+from qbee.export import c_array, firmware, tflite
 from qbee.export.delivery import Delivery, ExportSettings, deliver
 from qbee.export.interpreter import MicroModel
 from qbee.files import make_folder, write_bytes, write_text
@@ -315,9 +315,26 @@ class Job:
             self.front_end,
             arena_bytes=micro.arena_bytes(),
             input_map=self.delivery.net.input_map,
+            labels=self.card(self.threshold).labels,
             margin_threshold=margin_threshold(self.threshold, micro.output.step),
         )
         self.front_end.save(folder / FRONT_END)
         summary = self.delivery.summary() | {"arena_bytes": micro.arena_bytes()}
         write_text(folder / FIDELITY, json.dumps(summary, indent=2) + "\n")
         write_bytes(folder / MODEL, micro.content)
+
+    def write_firmware(self, folder: Path, micro: MicroModel) -> None:
+        """Write a C++ library with a test window of each class."""
+        examples = {}
+        for label, is_buzz in zip(self.card(self.threshold).labels, (False, True), strict=True):
+            chosen = np.flatnonzero(self.labels_of("test") == is_buzz)[:1]
+            for index in np.asarray(self.fold.test)[chosen]:
+                examples[label] = np.asarray(self.examples.images[index])
+        firmware.write(
+            folder,
+            micro,
+            self.front_end,
+            labels=self.card(self.threshold).labels,
+            margin_threshold=margin_threshold(self.threshold, micro.output.step),
+            windows=examples,
+        )

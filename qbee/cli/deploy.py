@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -32,9 +33,20 @@ def parsed_bytes(text: str) -> int:
     return int(found.group(1)) * _UNITS[found.group(2)]
 
 
+class Kind(StrEnum):
+    """Which network of a job is exported."""
+
+    winner = "winner"
+    int8 = "int8"
+    float = "float"
+
+
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="Result folder of 'run' or of 'quantize'.")],
+    kind: Annotated[
+        Kind, typer.Option(help="Of a job: the winner, plain 8 bits, or the float network.")
+    ] = Kind.winner,
     target: Annotated[str, typer.Option(help="What runs it: tflm, litert or ethos-u.")] = "tflm",
     max_arena: Bytes = None,
     max_recompute: Annotated[
@@ -68,11 +80,15 @@ def export(
     )
     with Terminal() as watcher:
         delivered = deployment.export(
-            folder, settings, out=out, has_firmware=firmware, watcher=watcher
+            folder, settings, kind=kind.value, out=out, has_firmware=firmware, watcher=watcher
         )
-    console.print(fidelity_table.table(delivered.delivery.fidelity))
-    for line in fidelity_table.sentences(delivered.delivery, delivered.arena_bytes):
-        console.print(line, markup=False)
+    if delivered.delivery is not None:
+        console.print(fidelity_table.table(delivered.delivery.fidelity))
+        for line in fidelity_table.sentences(delivered.delivery):
+            print_line(line)
+    console.print(
+        f"{delivered.tflite_bytes} bytes; arena on TFLite Micro: {delivered.arena_bytes} bytes."
+    )
     print_line(f"Model: {delivered.folder / 'model.tflite'}")
 
 

@@ -37,6 +37,8 @@ class Target:
     kernels : (type of the map, type of the kernel) that weighted operators take
     has_int4 : bool
         whether 4-bit kernels may be packed; they are int8 where not.
+    largest_stride : int or None
+        of convolutions
     """
 
     name: str
@@ -44,8 +46,17 @@ class Target:
     operators: dict[int, tuple[int, ...]]
     kernels: tuple[tuple[int, int], ...]
     has_int4: bool = True
+    largest_stride: int | None = None
 
-    def check(self, layer: str, operator: int, map_type: int, kernel_type: int | None) -> None:
+    def check(
+        self,
+        layer: str,
+        operator: int,
+        map_type: int,
+        *,
+        kernel_type: int | None = None,
+        stride: int = 1,
+    ) -> None:
         """Refuse what the target cannot run.
 
         Raises
@@ -55,6 +66,11 @@ class Target:
         """
         types = self.operators.get(operator, ())
         fits = kernel_type is None or (map_type, kernel_type) in self.kernels
+        if self.largest_stride is not None and stride > self.largest_stride:
+            raise ExportError(
+                f"layer {layer!r}: {self.name} does not run {_OP_NAMES[operator]} with a stride of "
+                f"{stride}, only up to {self.largest_stride}"
+            )
         if map_type in types and fits:
             return
         kernel = "" if kernel_type is None else f" with {_TYPE_NAMES[kernel_type]} kernels"
@@ -80,6 +96,8 @@ ETHOS_U = Target(
     _COMMON,
     _INT4_AND_INT8[1:],
     has_int4=False,
+    # Vela 5.2 leaves longer ones to the CPU.
+    largest_stride=3,
 )
 _TARGETS = {target.name: target for target in (TFLM, LITERT, ETHOS_U)}
 

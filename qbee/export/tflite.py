@@ -143,7 +143,9 @@ class _Writer:
         has_kernel = code in _WEIGHTED.values()
         kernel_type = self.author.type_of(inputs[1]) if has_kernel else None
         map_type = self.author.type_of(inputs[0])
-        self.target.check(self._layer, code, map_type, kernel_type)
+        has_stride = code in (Op.CONV_2D, Op.DEPTHWISE_CONV_2D)
+        stride = max(options.strideH, options.strideW) if has_stride else 1
+        self.target.check(self._layer, code, map_type, kernel_type=kernel_type, stride=stride)
         return self.author.operator(code, inputs, output, options)
 
     def map(self, shape, number: MapType, *, is_wide: bool, name: str | None = None) -> _Value:
@@ -412,15 +414,17 @@ class _Writer:
         return output
 
     def mean(self, item: FixedNode, source: _Value) -> _Value:
-        """Mean over height and width."""
+        """Mean over height and width, in the shape that the node gives it."""
         is_wide = source.is_wide or item.target.is_wide
         source = self.in_container(source, is_wide=is_wide)
         axes = self.author.tensor((2,), Type.INT32, data=np.array([1, 2]))
-        output = self.map(item.node.shape, item.target, is_wide=is_wide)
+        channels, shape = source.shape[-1], item.node.shape
+        keeps = shape == (1, 1, channels)
+        output = self.map(shape if keeps else (channels,), item.target, is_wide=is_wide)
         options = schema.ReducerOptionsT()
-        options.keepDims = len(item.node.shape) > 1
+        options.keepDims = keeps
         self._operator(Op.MEAN, [source.index, axes], output.index, options)
-        return output
+        return output if output.shape == shape else self._reshaped(output, shape)
 
     def rescale(self, item: FixedNode, source: _Value) -> _Value:
         """The same values in another format."""

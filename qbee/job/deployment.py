@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from qbee.detector import MODEL
-from qbee.errors import ModelFileError
+from qbee.errors import ModelFileError, ParameterError
+from qbee.export import float_file
 from qbee.export.delivery import Delivery, ExportSettings, deliver
 from qbee.export.interpreter import MicroModel
 from qbee.files import make_folder, write_bytes, write_text
@@ -19,29 +21,41 @@ from qbee.job.stages import EXPORT_SETTINGS, FIDELITY, Job
 from qbee.job.watcher import Watcher
 
 DEFAULT_SETTINGS, FIRMWARE = ExportSettings(), "firmware"
+Kind = Literal["winner", "int8", "float"]
 
 
 @dataclass(frozen=True)
 class Delivered:
-    """What was exported, where to, and the arena that TFLite Micro reports for it."""
+    """What was exported and where to, and the arena that TFLite Micro reports for it.
 
-    delivery: Delivery
+    ``delivery`` is None for a file in floating point.
+    """
+
+    delivery: Delivery | None
     folder: Path
     arena_bytes: int
+    tflite_bytes: int
 
 
 def export(
     folder: Path,
     settings: ExportSettings = DEFAULT_SETTINGS,
     *,
+    kind: Kind = "winner",
     out: Path | None = None,
     has_firmware: bool = False,
     watcher: Watcher | None = None,
 ) -> Delivered:
     """Export the network of a result folder of ``run`` or ``quantize``.
 
-    Exported into the folder of a job itself, the file replaces the one there, and is what
-    ``verify`` verifies from then on.
+    Exported into the folder of a job itself, the winner's file replaces the one there, and is
+    what ``verify`` verifies from then on.
+
+    Parameters
+    ----------
+    kind : 'winner', 'int8' or 'float'
+        of a job: the fine-tuned winner of the search, plain 8 bits, or the float network (which
+        TensorFlow's converter writes, without settings or firmware). The latter two need ``out``.
 
     Raises
     ------
@@ -51,11 +65,17 @@ def export(
     folder = Path(folder)
     watcher = watcher or Watcher()
     if (folder / FILE).exists():
-        return _of_job(verbs.resumed(folder, watcher), settings, out, has_firmware)
+        if kind != "winner" and (out is None or Path(out).resolve() == folder.resolve()):
+            raise ParameterError(f"kind={kind!r} must be given another folder to write to")
+        job = verbs.resumed(folder, watcher)
+        watcher.stage("Exporting the .tflite")
+        if kind == "float":
+            return _in_float(job, settings, make_folder(out or folder), has_firmware)
+        return _of_job(job, settings, kind, out, has_firmware)
     if not (folder / KERAS_MODEL).exists():
         raise ModelFileError(f"{folder}: holds neither {FILE} of a job nor {KERAS_MODEL}")
-    if has_firmware:
-        raise ModelFileError(f"{folder}: firmware needs the front end of a job of 'run'")
+    if has_firmware or kind != "winner":
+        raise ParameterError(f"{folder}: firmware, int8 and float need a job of 'run'")
     watcher.stage("Exporting the .tflite")
     delivery = deliver(any_model.integers(folder / KERAS_MODEL), settings)
     micro = MicroModel(delivery.exported.content, source=MODEL)
@@ -63,20 +83,34 @@ def export(
     summary = delivery.summary() | {"arena_bytes": micro.arena_bytes()}
     write_text(target / FIDELITY, json.dumps(summary, indent=2) + "\n")
     write_bytes(target / MODEL, micro.content)
-    return Delivered(delivery, target, micro.arena_bytes())
+    return Delivered(delivery, target, micro.arena_bytes(), len(micro.content))
 
 
-def _of_job(job: Job, settings: ExportSettings, out: Path | None, has_firmware: bool) -> Delivered:
-    job.watcher.stage("Exporting the .tflite")
-    job.export_settings = settings
-    micro = MicroModel(job.delivery.exported.content, source=MODEL)
+def _of_job(
+    job: Job, settings: ExportSettings, kind: Kind, out: Path | None, has_firmware: bool
+) -> Delivered:
+    if kind == "winner":
+        model, threshold = job.fine_tuned[0], job.threshold
+    else:
+        model, scores = job.plain_int8
+        threshold = scores.threshold
+    delivery = job.delivered(model, threshold, settings)
+    micro = MicroModel(delivery.exported.content, source=MODEL)
     target = make_folder(out or job.folder)
-    if out is None:
+    if target.resolve() == job.folder.resolve():
         # Results of another file must not stand beside this one.
-        for name in (results.FILE, REPORT):
+        for name in (results.FILE, results.VERIFICATION, REPORT):
             (job.folder / name).unlink(missing_ok=True)
         settings.save(job.folder / EXPORT_SETTINGS)
-    job.write_files(target, micro)
+    job.write_files(target, delivery, micro, threshold)
     if has_firmware:
-        job.write_firmware(target / FIRMWARE, micro)
-    return Delivered(job.delivery, target, micro.arena_bytes())
+        job.write_firmware(target / FIRMWARE, micro, threshold)
+    return Delivered(delivery, target, micro.arena_bytes(), len(micro.content))
+
+
+def _in_float(job: Job, settings: ExportSettings, target: Path, has_firmware: bool) -> Delivered:
+    if has_firmware or settings != DEFAULT_SETTINGS:
+        raise ParameterError("kind='float' goes without firmware, target and limits")
+    content = float_file.converted(job.trained[0])
+    write_bytes(target / MODEL, content)
+    return Delivered(None, target, MicroModel(content, source=MODEL).arena_bytes(), len(content))

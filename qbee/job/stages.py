@@ -180,10 +180,15 @@ class Job:
         return written.content
 
     @cached_property
-    def int8(self) -> tuple[metrics.Scores, int]:
-        """Scores on the test windows and bytes of plain int8, calibrated and not fine-tuned."""
+    def plain_int8(self) -> tuple[keras.Model, metrics.Scores]:
+        """Plain int8, calibrated and not fine-tuned, and its scores on the test windows."""
         model = self.quantized(uniform(self.folded, bits=8))
-        found = self.scores(model)
+        return model, self.scores(model)
+
+    @cached_property
+    def int8(self) -> tuple[metrics.Scores, int]:
+        """Scores on the test windows and bytes of plain int8."""
+        model, found = self.plain_int8
         return found, len(self.exported(model, found.threshold))
 
     def _measure(self, scheme: Scheme, number: int) -> Measured:
@@ -288,45 +293,51 @@ class Job:
         return metrics.best_threshold(self.labels_of("validation"), found)
 
     @cached_property
-    def delivery(self) -> Delivery:
-        """The winner as a file for its target."""
-        model = convert.to_fixed_point(self.fine_tuned[0])
-        metadata = self.card(self.threshold).to_metadata()
-        return deliver(model, self.export_settings, metadata=metadata)
-
-    @cached_property
     def export_settings(self) -> ExportSettings:
         """How the winner is exported: as last asked for in this folder."""
         stored = self.folder / EXPORT_SETTINGS
         return ExportSettings.load(stored) if stored.exists() else ExportSettings()
 
     @cached_property
+    def delivery(self) -> Delivery:
+        """The winner as a file for its target."""
+        return self.delivered(self.fine_tuned[0], self.threshold, self.export_settings)
+
+    def delivered(self, model, threshold: float, settings: ExportSettings) -> Delivery:
+        """A quantized model of this job as a file for its target."""
+        metadata = self.card(threshold).to_metadata()
+        return deliver(convert.to_fixed_point(model), settings, metadata=metadata)
+
+    @cached_property
     def micro(self) -> MicroModel:
         """The exported winner on TFLite Micro; written to the folder when first used."""
         micro = MicroModel(self.delivery.exported.content, source=MODEL)
-        self.write_files(self.folder, micro)
+        self.write_files(self.folder, self.delivery, micro, self.threshold)
         return micro
 
-    def write_files(self, folder: Path, micro: MicroModel) -> None:
+    def write_files(
+        self, folder: Path, delivery: Delivery, micro: MicroModel, threshold: float
+    ) -> None:
         """Write the .tflite, its C source, its front end and its fidelity table."""
         c_array.write(
             folder,
             micro.content,
             self.front_end,
             arena_bytes=micro.arena_bytes(),
-            input_map=self.delivery.net.input_map,
-            labels=self.card(self.threshold).labels,
-            margin_threshold=margin_threshold(self.threshold, micro.output.step),
+            input_map=delivery.net.input_map,
+            labels=self.card(threshold).labels,
+            margin_threshold=margin_threshold(threshold, micro.output.step),
         )
         self.front_end.save(folder / FRONT_END)
-        summary = self.delivery.summary() | {"arena_bytes": micro.arena_bytes()}
+        summary = delivery.summary() | {"arena_bytes": micro.arena_bytes()}
         write_text(folder / FIDELITY, json.dumps(summary, indent=2) + "\n")
         write_bytes(folder / MODEL, micro.content)
 
-    def write_firmware(self, folder: Path, micro: MicroModel) -> None:
+    def write_firmware(self, folder: Path, micro: MicroModel, threshold: float) -> None:
         """Write a C++ library with a test window of each class."""
+        labels = self.card(threshold).labels
         examples = {}
-        for label, is_buzz in zip(self.card(self.threshold).labels, (False, True), strict=True):
+        for label, is_buzz in zip(labels, (False, True), strict=True):
             chosen = np.flatnonzero(self.labels_of("test") == is_buzz)[:1]
             for index in np.asarray(self.fold.test)[chosen]:
                 examples[label] = np.asarray(self.examples.images[index])
@@ -334,7 +345,7 @@ class Job:
             folder,
             micro,
             self.front_end,
-            labels=self.card(self.threshold).labels,
-            margin_threshold=margin_threshold(self.threshold, micro.output.step),
+            labels=labels,
+            margin_threshold=margin_threshold(threshold, micro.output.step),
             windows=examples,
         )

@@ -44,11 +44,9 @@ def _caption(found: Fidelity) -> str:
     )
 
 
-def sentences(delivery: Delivery, arena_bytes: int) -> Iterator[str]:
+def sentences(delivery: Delivery) -> Iterator[str]:
     """What was widened, and what the memory costs."""
     yield from delivery.fidelity.widened
-    predicted = delivery.exported.arena.total_bytes
-    yield f"Arena on TFLite Micro: {arena_bytes} bytes measured here, {predicted} predicted."
     segments = delivery.layout.segments
     if segments or delivery.layout.groups > 1:
         cuts = ", ".join(f"up to {s.end} in {s.strips} strips" for s in segments)

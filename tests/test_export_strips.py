@@ -19,6 +19,7 @@ from twin_nets import (
 from qbee.errors import ExportError, ParameterError
 from qbee.export import arena, planner, strips, tflite
 from qbee.export.delivery import ExportSettings, deliver
+from qbee.export.flatbuffer import Op
 from qbee.export.interpreter import MicroModel
 from qbee.export.planner import Layout
 from qbee.export.strips import Segment
@@ -142,6 +143,11 @@ def test_the_predicted_arena_is_what_tflite_micro_reports(cases, make, seed):
             assert exported.arena.total_bytes == pytest.approx(measured, rel=0.02, abs=400)
 
 
+def is_reshape(exported, number):
+    operator = exported.model.subgraphs[0].operators[number]
+    return exported.model.operatorCodes[operator.opcodeIndex].builtinCode == Op.RESHAPE
+
+
 def test_a_plan_of_memory_never_overlaps_what_lives_together(cases):
     case = cases[resnet]
     _, net = case.quantized(uniform(case.net, bits=4))
@@ -149,7 +155,9 @@ def test_a_plan_of_memory_never_overlaps_what_lives_together(cases):
     found = placed.arena.allocations
     for i, a in enumerate(found):
         for b in found[:i]:
-            if a.meets(b):
+            # What RESHAPE reads and writes may be one.
+            is_one = a.offset_bytes == b.offset_bytes and is_reshape(placed, a.first)
+            if a.first <= b.last and b.first <= a.last and not is_one:
                 apart = a.offset_bytes + a.size_bytes <= b.offset_bytes
                 assert apart or b.offset_bytes + b.size_bytes <= a.offset_bytes
 

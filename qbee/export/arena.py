@@ -7,8 +7,7 @@ are about twice those of a Cortex-M.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +19,8 @@ from qbee.export.arena_sizes import (
     tail_bytes,
     tensor_bytes,
 )
+from qbee.export.flatbuffer import Op
+from qbee.export.packing import Block, Packing
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,6 @@ class Allocation:
     last: int
     offset_bytes: int = -1
 
-    def meets(self, other: Allocation) -> bool:
-        """Whether both are in use at some time."""
-        return self.first <= other.last and other.first <= self.last
-
 
 @dataclass(frozen=True)
 class Arena:
@@ -61,8 +58,7 @@ class Arena:
     @property
     def bound_bytes(self) -> int:
         """Bytes of the arena if there were no gaps in it."""
-        last = max((a.last for a in self.allocations), default=0)
-        return self.tail_bytes + max(self.live_bytes(i) for i in range(last + 1))
+        return self.tail_bytes + _packing(self.allocations).bound_bytes
 
     def live_bytes(self, operator: int) -> int:
         """Bytes in use while this operator (counted from 0) runs."""
@@ -84,83 +80,61 @@ def plan(model: Any, offsets: Sequence[int] = ()) -> Arena:
         for i, a in enumerate(wanted)
         if offsets and a.tensor is not None and offsets[a.tensor] >= 0
     }
-    # First fit, largest first, of equal ones the last.
-    order = sorted(range(len(wanted)), key=lambda i: (wanted[i].size_bytes, i), reverse=True)
-    placed = _placed(wanted, [i for i in order if i not in fixed], fixed)
-    return Arena(tuple(placed), _head(placed), tail_bytes(model))
+    packing = _packing(wanted)
+    found = packing.greedy(fixed)
+    placed = (replace(a, offset_bytes=at) for a, at in zip(wanted, found, strict=True))
+    return Arena(tuple(placed), packing.head_bytes(found), tail_bytes(model))
 
 
-def offline_offsets(model: Any, *, attempts: int = 1500) -> list[int] | None:
+def offline_offsets(model: Any, *, attempts: int = 1000) -> list[int] | None:
     """Offset of each tensor (-1: none) of a tighter plan, or None if TFLite Micro's is as tight.
 
-    First fit in several orders, then a local search (seeded, so always with the same result) that
-    places those earlier which end at the top.
+    The result of a RESHAPE lies where its input lies if nothing else reads that: TFLite Micro
+    then copies nothing.
     """
-    begun = plan(model)
-    found = _packed(list(begun.allocations), attempts)
-    if _head(found) >= begun.head_bytes:
+    wanted = _allocations(model)
+    shared = _reshaped(model, wanted)
+    merged = [a for a in wanted if a.tensor not in shared]
+    for i, one in enumerate(merged):
+        heirs = [a.last for a in wanted if a.tensor is not None and _root(a, shared) == one.tensor]
+        merged[i] = replace(one, last=max((one.last, *heirs))) if one.tensor is not None else one
+    packing = _packing(merged)
+    found = packing.tight(attempts)
+    if packing.head_bytes(found) >= plan(model).head_bytes:
         return None
+    by_tensor = {a.tensor: at for a, at in zip(merged, found, strict=True)}
     offsets = [-1] * len(model.subgraphs[0].tensors)
-    for one in found:
+    for one in wanted:
         if one.tensor is not None:
-            offsets[one.tensor] = one.offset_bytes
+            offsets[one.tensor] = by_tensor[_root(one, shared)]
     return offsets
 
 
-def _head(placed: Sequence[Allocation]) -> int:
-    return max((a.offset_bytes + a.size_bytes for a in placed), default=0)
+def _packing(allocations: Sequence[Allocation]) -> Packing:
+    return Packing([Block(a.size_bytes, a.first, a.last) for a in allocations])
 
 
-def _packed(allocations: list[Allocation], attempts: int) -> list[Allocation]:
-    last = max((a.last for a in allocations), default=0)
-    live = [
-        sum(a.size_bytes for a in allocations if a.first <= time <= a.last)
-        for time in range(-1, last + 1)
-    ]
-    orders = _orders(allocations, live)
-    best = min((_placed(allocations, order) for order in orders), key=_head)
-    order = min(orders, key=lambda one: _head(_placed(allocations, one)))
-    rng = random.Random(0)
-    for _ in range(attempts):
-        if _head(best) == max(live, default=0):
-            break
-        tried = _moved(order, best, rng)
-        found = _placed(allocations, tried)
-        if _head(found) <= _head(best):
-            best, order = found, tried
-    return best
+def _root(one: Allocation, shared: dict[int | None, int]) -> int | None:
+    """Tensor whose place an allocation shares, or its own."""
+    tensor = one.tensor
+    while tensor in shared:
+        tensor = shared[tensor]
+    return tensor
 
 
-def _orders(allocations: list[Allocation], live: list[int]) -> list[list[int]]:
-    """Orders of placement to begin with: early ones, long-lived ones, those at full times."""
-
-    def duration(one: Allocation) -> int:
-        return one.first - one.last
-
-    def fullest(one: Allocation) -> int:
-        return -max(live[one.first + 1 : one.last + 2])
-
-    keys: tuple[Callable[[Allocation], Any], ...] = (
-        lambda one: (one.first, -one.size_bytes),
-        lambda one: (duration(one), -one.size_bytes),
-        lambda one: (fullest(one), duration(one)),
-        lambda one: (fullest(one), -one.size_bytes),
-    )
-    return [sorted(range(len(allocations)), key=lambda i: key(allocations[i])) for key in keys]
-
-
-def _moved(order: list[int], placed: list[Allocation], rng: random.Random) -> list[int]:
-    """The order with one of the topmost allocations earlier, now and then two others swapped."""
-    head, tried = _head(placed), list(order)
-    top = [i for i, one in enumerate(placed) if one.offset_bytes + one.size_bytes == head]
-    moved = rng.choice(top)
-    at = tried.index(moved)
-    tried.pop(at)
-    tried.insert(rng.randrange(max(at, 1)), moved)
-    if rng.random() < 0.3:
-        i, j = rng.randrange(len(tried)), rng.randrange(len(tried))
-        tried[i], tried[j] = tried[j], tried[i]
-    return tried
+def _reshaped(model: Any, allocations: Sequence[Allocation]) -> dict[int | None, int]:
+    """Results of RESHAPE and the tensors in whose place they can lie."""
+    graph = model.subgraphs[0]
+    known = {a.tensor: a for a in allocations}
+    kept = set(listed(graph.outputs)) | set(listed(graph.inputs))
+    found: dict[int | None, int] = {}
+    for number, operator in enumerate(graph.operators):
+        source, result = operator.inputs[0], operator.outputs[0]
+        is_reshape = model.operatorCodes[operator.opcodeIndex].builtinCode == Op.RESHAPE
+        are_maps = source in known and result in known and not {source, result} & kept
+        if is_reshape and are_maps and known[source].last == number:
+            found[int(result)] = int(source)
+    return found
 
 
 def _allocations(model: Any) -> list[Allocation]:
@@ -185,23 +159,3 @@ def _allocations(model: Any) -> list[Allocation]:
         if i in first and not is_constant(model, tensor) and not tensor.isVariable
     ]
     return maps + scratch
-
-
-def _placed(
-    allocations: Sequence[Allocation], order: Sequence[int], fixed: dict[int, int] | None = None
-) -> list[Allocation]:
-    """Every allocation with its offset: fixed, or the first that fits, in this order."""
-    offsets = dict(fixed or {})
-    for i in order:
-        wanted, offset = allocations[i], 0
-        others = sorted(
-            (at, allocations[j].size_bytes)
-            for j, at in offsets.items()
-            if allocations[j].meets(wanted)
-        )
-        for at, size in others:
-            if at - offset >= wanted.size_bytes:
-                break
-            offset = max(offset, at + size)
-        offsets[i] = offset
-    return [replace(one, offset_bytes=offsets[i]) for i, one in enumerate(allocations)]

@@ -16,7 +16,7 @@ from qbee.quantize.fixed_net import FixedNet
 _COARSE_STRIPS, _COARSE_SECOND, _COARSE_GROUPS = (2, 4, 8, 12, 16), (1, 2, 4), (1, 2, 4)
 _GROUPS = (1, 2, 3, 4, 6, 8)
 # Starts of the local search, and plans whose memory is packed before one is chosen.
-_STARTS, _PACKED = 4, 6
+_STARTS, _PACKED = 3, 4
 
 
 @dataclass(frozen=True)

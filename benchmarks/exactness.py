@@ -9,6 +9,7 @@ the classes are balanced. Ten inputs each, whole images of the large networks tw
 JSON.
 """
 
+import math
 import resource
 import sys
 import time
@@ -132,7 +133,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     tallies, missed = [], {}
     for name in BEENETS:
-        tallies.append(over_schemes(name, 128, max(count // len(BEENETS), 1)))
+        tallies.append(over_schemes(name, 128, math.ceil(count / len(BEENETS))))
         print(tallies[-1].row(name), flush=True)
     for name in LARGE:
         tallies.append(over_schemes(name, SMALL_SIDE, max(count // 10, 1)))

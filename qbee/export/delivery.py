@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from qbee.export import fidelity, planner, targets, tflite
+from qbee.export import fidelity, order, planner, targets, tflite
 from qbee.export.fidelity import Fidelity
 from qbee.export.planner import Layout
 from qbee.export.tflite import Exported
@@ -81,7 +81,7 @@ def deliver(
         stored in more bits than asked for and ``settings.is_strict``.
     """
     target = targets.get(settings.target)
-    layout, recompute = Layout(), 1.0
+    net, layout, recompute = order.with_lowest_peak(net), Layout(), 1.0
     if settings.has_limit:
         planned = planner.plan(
             net,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from qbee.export.flatbuffer import BITS, Op, Type, code_of
+from qbee.export.flatbuffer import BITS, WITH_KERNEL, Op, Type, code_of
 
 ALIGNMENT = 16
 _EVAL_TENSOR_BYTES = 24
@@ -75,7 +75,6 @@ _SOFTMAX_TABLES_BYTES = 2080
 # Position of the cell's state among the inputs of an LSTM.
 _CELL_STATE = 19
 _CONVOLUTIONS = (Op.CONV_2D, Op.DEPTHWISE_CONV_2D, Op.TRANSPOSE_CONV)
-_WITH_KERNEL = (*_CONVOLUTIONS, Op.FULLY_CONNECTED)
 
 
 def listed(values: Any) -> list[int]:
@@ -102,7 +101,7 @@ def is_constant(model: Any, tensor: Any) -> bool:
 def scratch_bytes(model: Any, graph: Any, operator: Any) -> Iterator[int]:
     """Sizes of the buffers that an operator asks for while it runs."""
     code, inputs = code_of(model, operator), listed(operator.inputs)
-    if code in _WITH_KERNEL and graph.tensors[inputs[1]].type == Type.INT4:
+    if code in WITH_KERNEL and graph.tensors[inputs[1]].type == Type.INT4:
         yield math.prod(listed(graph.tensors[inputs[1]].shape))
     if code == Op.UNIDIRECTIONAL_SEQUENCE_LSTM:
         yield from [tensor_bytes(graph.tensors[inputs[_CELL_STATE]])] * 4
@@ -125,7 +124,7 @@ def tail_bytes(model: Any) -> int:
         code = code_of(model, operator)
         total += _OPERATOR_BYTES.get(code, _OTHER_OPERATOR_BYTES)
         total += _SCRATCH_HANDLE_BYTES * len(list(scratch_bytes(model, graph, operator)))
-        if code in _WITH_KERNEL:
+        if code in WITH_KERNEL:
             total += _multiplier_bytes(graph, operator, code)
         if code == Op.SOFTMAX and graph.tensors[operator.inputs[0]].type == Type.INT16:
             total += _SOFTMAX_TABLES_BYTES

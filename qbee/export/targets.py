@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qbee.errors import ExportError, ParameterError
-from qbee.export.flatbuffer import Op, Type, names
+from qbee.export.flatbuffer import WITH_KERNEL, Op, Type, names
 
 _MAPS = (Type.INT8, Type.INT16)
-_WITH_KERNEL = (Op.CONV_2D, Op.DEPTHWISE_CONV_2D, Op.FULLY_CONNECTED)
 _OF_MAPS = (
     Op.ADD,
     Op.MUL,
@@ -80,7 +79,7 @@ class Target:
         )
 
 
-_COMMON: dict[int, tuple[int, ...]] = {op: _MAPS for op in (*_WITH_KERNEL, *_OF_MAPS)}
+_COMMON: dict[int, tuple[int, ...]] = {op: _MAPS for op in (*WITH_KERNEL, *_OF_MAPS)}
 _COMMON[Op.LOGISTIC] = (Type.INT8,)
 _INT4_AND_INT8 = (
     (Type.INT8, Type.INT4),

@@ -37,6 +37,20 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def read_bytes(path: Path) -> bytes:
+    """Content of a file.
+
+    Raises
+    ------
+    ModelFileError
+        if the file is missing or unreadable.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"{path}: {error.strerror}") from error
+
+
 def read_text(path: Path) -> str:
     """UTF-8 text of a file.
 

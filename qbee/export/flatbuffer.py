@@ -33,9 +33,9 @@ BITS = {
     Type.UINT64: 64,
     Type.FLOAT64: 64,
 }
-# Name that TFLite Micro knows the metadata of an offline plan of the arena by.
 # Operators with a kernel.
 WITH_KERNEL = (Op.CONV_2D, Op.DEPTHWISE_CONV_2D, Op.FULLY_CONNECTED)
+# Name that TFLite Micro knows the metadata of an offline plan of the arena by.
 OFFLINE_PLAN = "OfflineMemoryAllocation"
 # The schema asks for 16 bytes; microcontrollers need it to load int32 and int64 biases.
 _ALIGNMENT = 16

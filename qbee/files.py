@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,23 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except ValueError as error:
         raise ModelFileError(f"{path}: damaged JSON: {error}") from error
+
+
+def check_output(path: Path, suffix: str) -> None:
+    """Refuse a file that could not be written in the end.
+
+    Raises
+    ------
+    ParameterError
+        if its folder does not exist or is read-only, or the name does not end in ``suffix``.
+    """
+    path = Path(path)
+    if path.suffix != suffix:
+        raise ParameterError(f"{path}: the name must end in {suffix}")
+    if not path.parent.is_dir():
+        raise ParameterError(f"{path}: the folder does not exist")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ParameterError(f"{path}: cannot be written")
 
 
 def make_folder(path: Path) -> Path:

@@ -13,6 +13,7 @@ import typer
 from qbee.cli.jobs import summary
 from qbee.cli.options import AsJson
 from qbee.cli.terminal import Terminal, app, console, print_line
+from qbee.files import check_output, read_bytes
 
 Bytes = Annotated[
     int | None,
@@ -109,6 +110,7 @@ def verify(
 
 def _verify_job(folder: Path, windows: Path | None, as_json: bool) -> None:
     from qbee.job import verbs
+    from qbee.report import fidelity_table
 
     if windows is not None:
         raise typer.BadParameter("--windows goes with a .tflite file; a job has its test windows")
@@ -118,8 +120,56 @@ def _verify_job(folder: Path, windows: Path | None, as_json: bool) -> None:
         raise typer.Exit(int(results["verify"]["mismatches"] > 0))
     with Terminal() as watcher:
         results = verbs.verify(folder, watcher=watcher)
+    console.print(fidelity_table.verification(results["verify"]))
+    for sentence in fidelity_table.comparisons(results["verify"]):
+        console.print(sentence, markup=False)
     summary(results, folder)
 
 
 def _verify_file(path: Path, windows: Path | None, as_json: bool) -> None:
-    raise NotImplementedError
+    from qbee.export import trial
+    from qbee.report import trial_table
+
+    content = read_bytes(path)
+    inputs = None if windows is None else trial.read_windows(windows)
+    if as_json:
+        print(trial.run(content, source=str(path), windows=inputs).model_dump_json(indent=2))
+        return
+    with Terminal() as watcher:
+        watcher.stage("Running it")
+        found = trial.run(
+            content,
+            source=str(path),
+            windows=inputs,
+            on_progress=lambda done, total: watcher.progress(done, total, ""),
+        )
+    console.print(trial_table.table(found))
+    for sentence in trial_table.sentences(found):
+        console.print(sentence, markup=False)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A .tflite of anybody.")],
+    as_json: AsJson = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the arena over time here (.png).")
+    ] = None,
+) -> None:
+    """Say what is in a .tflite: operators, widths, bytes, scales, and its arena over time."""
+    from qbee.export.inspection import inspect as examined
+    from qbee.report import arena_plot, inspection_table
+
+    if picture is not None:
+        check_output(picture, ".png")
+    found = examined(read_bytes(path), str(path))
+    if picture is not None:
+        arena_plot.arena(found, picture)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+        return
+    console.print(inspection_table.table(found))
+    for sentence in inspection_table.sentences(found):
+        console.print(sentence, markup=False)
+    if picture is not None:
+        print_line(f"Picture: {picture}")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from qbee.cli.options import Bits, Out, Seed
 from qbee.cli.terminal import Terminal, app, console, percent, print_line
+from qbee.files import check_output
 
 if TYPE_CHECKING:
     from qbee.doctor.records import Examination
@@ -82,7 +83,7 @@ def doctor(
 
     for path, suffix in ((fix, ".keras"), (json_file, ".json"), (picture, ".png")):
         if path is not None:
-            stored.check_output(path, suffix)
+            check_output(path, suffix)
     loaded = stored.load_model(model)
     values = stored.load_inputs(inputs, loaded)
     found = po2.examine(loaded, values)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from qbee.detector import scores_by_location
+from qbee.detector import MODEL, scores_by_location
+from qbee.export import trial
 from qbee.files import write_text
 from qbee.job.stages import Job
 from qbee.quantize import convert
@@ -24,6 +25,8 @@ from qbee.verify import Verification, compare, compare_layers
 FILE, VERIFICATION = "results.json", "verify.json"
 # Test windows on which every feature map is compared, not only the output.
 LAYER_WINDOWS = 10
+# Test windows on which LiteRT is compared.
+LITERT_WINDOWS = 64
 PARTS = ("train", "validation", "test", "dropped")
 PACKAGES = ("qbee", "tensorflow", "tf_keras", "qkeras", "keras-tuner", "tflite-micro", "numpy")
 
@@ -83,6 +86,17 @@ def check_layers(job: Job) -> list[dict[str, Any]]:
         for check in found
         if check.layer in stored
     ]
+
+
+def compare_with_litert(job: Job) -> dict[str, Any]:
+    """LiteRT beside TFLite Micro on some test windows; why not, where it is not installed."""
+    test = np.asarray(job.fold.test)[:LITERT_WINDOWS]
+    found = trial.run(job.micro.content, source=MODEL, windows=job.examples.inputs(test))
+    return {
+        "litert_windows": found.windows,
+        "litert": [one.model_dump() for one in found.litert],
+        "litert_missing": found.litert_missing,
+    }
 
 
 def _float(job: Job) -> dict[str, Any]:
@@ -147,7 +161,8 @@ def collect(job: Job) -> tuple[dict[str, Any], np.ndarray]:
         "int8": asdict(int8_scores) | {"tflite_bytes": int8_bytes},
         "winner": _winner(job, logits),
         "verify": verification.model_dump()
-        | {"layer_windows": LAYER_WINDOWS, "layers": check_layers(job)},
+        | {"layer_windows": LAYER_WINDOWS, "layers": check_layers(job)}
+        | compare_with_litert(job),
         "search": _search(job),
     }
     return found, metrics.probabilities(logits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import warnings
 import zipfile
@@ -15,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from qbee.errors import DataError, ModelFileError, ParameterError
+from qbee.errors import DataError, ModelFileError
 from qbee.files import replacing
 from qbee.keras import keras, qkeras, tf
 from qbee.quantize import custom_objects
@@ -161,23 +160,6 @@ def load_inputs(path: Path, model: keras.Model) -> np.ndarray:
     if not np.all(np.isfinite(found)):
         raise DataError(f"{path}: has values that are not finite")
     return found
-
-
-def check_output(path: Path, suffix: str) -> None:
-    """Refuse a file that could not be written in the end.
-
-    Raises
-    ------
-    ParameterError
-        if its folder does not exist or is read-only, or the name does not end in ``suffix``.
-    """
-    path = Path(path)
-    if path.suffix != suffix:
-        raise ParameterError(f"{path}: the name must end in {suffix}")
-    if not path.parent.is_dir():
-        raise ParameterError(f"{path}: the folder does not exist")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ParameterError(f"{path}: cannot be written")
 
 
 def save_model(model, path: Path) -> None:

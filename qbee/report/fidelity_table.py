@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from qbee.export.bench import Comparison
 from qbee.export.delivery import Delivery
 from qbee.export.fidelity import Fidelity, LayerFidelity
+from qbee.report.trial_table import comparison
 
 
 def table(found: Fidelity) -> Table:
@@ -55,3 +58,35 @@ def sentences(delivery: Delivery) -> Iterator[str]:
             f"Layers {cuts}{groups if delivery.layout.groups > 1 else ''}: "
             f"{delivery.recompute:.2f} x the multiplications."
         )
+
+
+def verification(found: dict[str, Any]) -> Table:
+    """One row for each layer: values compared, and those that differ from the specification.
+
+    Parameters
+    ----------
+    found : content of a job's verify.json
+    """
+    shown = Table(title=f"Every feature map on {found['layer_windows']} test windows")
+    shown.add_column("layer", overflow="fold")
+    for heading in ("values", "Keras differs", "TFLite Micro differs", "sums"):
+        shown.add_column(heading, justify="right")
+    for row in found["layers"]:
+        bits = row["largest_sum"]
+        sums = "" if bits is None else f"< 2^{bits.bit_length()}"
+        shown.add_row(
+            escape(row["layer"]),
+            str(row["values"]),
+            "" if row["keras_mismatches"] is None else str(row["keras_mismatches"]),
+            str(row["tflm_mismatches"]),
+            sums if row["is_exact_in_float32"] else f"{sums} (!)",
+        )
+    return shown
+
+
+def comparisons(found: dict[str, Any]) -> Iterator[str]:
+    """How close LiteRT comes to TFLite Micro."""
+    if found["litert_missing"]:
+        yield f"Not compared with LiteRT: {found['litert_missing']}."
+    for one in found["litert"]:
+        yield f"{comparison(Comparison(**one))} ({found['litert_windows']} test windows)"

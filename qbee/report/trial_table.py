@@ -74,17 +74,17 @@ def sentences(found: Trial) -> list[str]:
         said.append(f"Ranges are not known: {found.ranges_refused}.")
     if found.litert_missing is not None:
         said.append(f"Not compared with LiteRT: {found.litert_missing}.")
-    return [*said, *(_compared(found, one) for one in found.litert)]
+    is_float = any(kind.startswith("float") for kind in found.output_types)
+    return [*said, *(comparison(one, is_float=is_float) for one in found.litert)]
 
 
-def _compared(found: Trial, one: Comparison) -> str:
+def comparison(one: Comparison, *, is_float: bool = False) -> str:
     """A runtime beside TFLite Micro."""
     name = RUNTIMES[one.runtime]
     if one.refused is not None:
         return f"{name} does not run it: {one.refused}."
     text = f"{name}: {one.differing:,} of {one.numbers:,} numbers differ from TFLite Micro"
     if one.differing:
-        is_float = any(kind.startswith("float") for kind in found.output_types)
         unit = "" if is_float else " LSB"
         text += f", by at most {one.largest_difference:.3g}{unit}"
     if one.class_agreement is not None:

@@ -14,11 +14,11 @@ from benchmarks.exactness import BEENETS, trained_looking
 from qbee.detector import Card
 from qbee.export import boards
 from qbee.export.delivery import Delivery, ExportSettings, deliver
-from qbee.export.interpreter import MicroModel
 from qbee.quantize import convert, fixed_net
 from qbee.quantize.calibrate import calibrate
 from qbee.quantize.scheme import uniform
 from qbee.records import FrontEnd
+from qbee.runtime.interpreter import MicroModel
 
 LIMITS = {1.3: 150_000, 2.0: 110_000}
 # Bits of kernels and whether each has one step: bytes of a file at most.

@@ -18,7 +18,6 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks import outcome
 from qbee.export import tflite
-from qbee.export.interpreter import MicroModel
 from qbee.keras import keras, make_repeatable, tf
 from qbee.quantize import convert, ops, thresholds
 from qbee.quantize.calibrate import Maps, calibrate
@@ -26,6 +25,7 @@ from qbee.quantize.fold import FoldedNet, fold
 from qbee.quantize.quantizers import Alpha
 from qbee.quantize.scheme import Scheme, uniform
 from qbee.quantize.thresholds import FatSettings
+from qbee.runtime.interpreter import MicroModel
 
 CALIBRATION_INPUTS, EXACT_INPUTS, SEED = 100, 10, 0
 LARGEST_LOSS = {"accuracy": 0.01, "AUC": 0.02}
@@ -155,13 +155,15 @@ def recovered(row: dict[str, float], kind: str) -> float:
     return (row[f"w4a8 {kind} tuned"] - row["w4a8 po2"]) / lost
 
 
+def in_float(net: FoldedNet):
+    """Function from inputs to outputs of a float network."""
+    run = tf.function(lambda x: ops.output(net, x), reduce_retracing=True)
+    return lambda x: run(tf.constant(x)).numpy()
+
+
 def measure(task: Task) -> dict[str, float]:
     """All figures of a task."""
-    predict = tf.function(lambda x: ops.output(task.net, x), reduce_retracing=True)
-
-    def run(x):
-        return predict(tf.constant(x)).numpy()
-
+    run = in_float(task.net)
     whole = {"float, all": score(task, run, np.arange(len(task.x)))}
     return whole | eight_bits(task) | four_bits(task, run)
 

@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from qbee.audio import mel
 from qbee.data import labels, windows
 from qbee.errors import FrontEndError, ModelFileError
-from qbee.export import sandbox
-from qbee.export.interpreter import MicroModel, read_metadata
 from qbee.files import read_bytes
 from qbee.records import FrontEnd, Record, Window
+from qbee.runtime import sandbox
+from qbee.runtime.interpreter import MicroModel, read_metadata
 from qbee.train import metrics
 
 MODEL, FRONT_END = "model.tflite", "frontend.json"

@@ -9,12 +9,12 @@ import numpy as np
 
 from qbee.export import strips
 from qbee.export.delivery import Delivery
-from qbee.export.interpreter import MicroModel
 from qbee.keras import keras
 from qbee.quantize import fixed_net, fixed_point
 from qbee.quantize.fixed_net import FixedNet
 from qbee.quantize.layers import QuantizedOp
 from qbee.records import Record
+from qbee.runtime.interpreter import MicroModel
 
 BATCH_WINDOWS = 16
 

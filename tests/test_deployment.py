@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import qbee
 
-from qbee.export.interpreter import MicroModel
 from qbee.job import any_model, deployment
+from qbee.runtime.interpreter import MicroModel
 
 SHARED = ["model.tflite", "model_data.h", "model_data.cc", "frontend.json", "fidelity.json"]
 

@@ -11,12 +11,12 @@ from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as sch
 
 from qbee.errors import ModelFileError
 from qbee.export import tflite
-from qbee.export.flatbuffer import Op, Type, pack_int4
-from qbee.export.interpreter import MicroModel, read_metadata
 from qbee.quantize import fixed_net, fixed_point
 from qbee.quantize.fixed_net import FixedNet, FixedNode, FixedWeights
 from qbee.quantize.fixed_point import MapType
 from qbee.quantize.graph import INPUT, NO_PADDING, Node, same_padding, window_outputs
+from qbee.runtime.flatbuffer import Op, Type, pack_int4
+from qbee.runtime.interpreter import MicroModel, read_metadata
 
 CARD = {"threshold": 0.25, "labels": ["no_buzz", "buzz"], "note": "Müller"}
 METADATA = {"qbee": json.dumps(CARD).encode(), "other": b"\x00\xff"}

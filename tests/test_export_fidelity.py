@@ -8,15 +8,15 @@ from twin_nets import built, mobilenet, random_scheme, resnet, separable
 
 from qbee.errors import ExportError, ParameterError
 from qbee.export import fidelity, targets, tflite
-from qbee.export.checks import parsed
 from qbee.export.delivery import ExportSettings, deliver
-from qbee.export.flatbuffer import Op, Type
-from qbee.export.interpreter import MicroModel
 from qbee.export.planner import Layout
 from qbee.export.strips import Segment
 from qbee.keras import make_repeatable
 from qbee.quantize import fixed_net, fixed_point
 from qbee.quantize.scheme import uniform
+from qbee.runtime.checks import parsed
+from qbee.runtime.flatbuffer import Op, Type
+from qbee.runtime.interpreter import MicroModel
 from qbee.verify import compare_layers
 
 

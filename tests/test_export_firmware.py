@@ -24,12 +24,12 @@ from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as sch
 from qbee.audio import mel
 from qbee.errors import FrontEndError, ModelFileError, ParameterError
 from qbee.export import c_array, firmware, targets, tflite
-from qbee.export.interpreter import MicroModel
 from qbee.quantize import fixed_point
 from qbee.quantize.fixed_net import FixedNet, FixedNode, FixedWeights
 from qbee.quantize.fixed_point import MapType
 from qbee.quantize.graph import INPUT, NO_PADDING, Node, same_padding
 from qbee.records import FrontEnd
+from qbee.runtime.interpreter import MicroModel
 
 SIDE = 16
 SMALL = FrontEnd(n_mels=SIDE, n_frames=SIDE)

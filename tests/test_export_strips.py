@@ -17,15 +17,16 @@ from twin_nets import (
 )
 
 from qbee.errors import ExportError, ParameterError
-from qbee.export import arena, planner, strips, tflite
+from qbee.export import planner, strips, tflite
 from qbee.export.delivery import ExportSettings, deliver
-from qbee.export.flatbuffer import Op
-from qbee.export.interpreter import MicroModel
 from qbee.export.planner import Layout
 from qbee.export.strips import Segment
 from qbee.keras import make_repeatable
 from qbee.quantize import fixed_net, fixed_point
 from qbee.quantize.scheme import uniform
+from qbee.runtime import arena
+from qbee.runtime.flatbuffer import Op
+from qbee.runtime.interpreter import MicroModel
 
 MAKES = (separable, strided, signed, mobilenet, resnet, squeeze_excite, padded)
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from qbee.export import tflite
-from qbee.export.interpreter import MicroModel
 from qbee.quantize import logistic
 from qbee.quantize.fixed_net import FixedNet, FixedNode
 from qbee.quantize.fixed_point import SIGMOID_MAP, MapType
 from qbee.quantize.graph import INPUT, Node
+from qbee.runtime.interpreter import MicroModel
 
 POWERS_OF_TWO = [2.0**exponent for exponent in range(-16, 8)]
 FREE_STEPS = [float(s) for s in np.random.default_rng(0).lognormal(-3, 2, 40).astype(np.float32)]

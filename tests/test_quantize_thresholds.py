@@ -7,7 +7,6 @@ import pytest
 
 from qbee.errors import ParameterError
 from qbee.export import tflite
-from qbee.export.interpreter import MicroModel
 from qbee.keras import keras, make_repeatable, tf
 from qbee.quantize import convert, fixed_net, fixed_point, student, thresholds
 from qbee.quantize.calibrate import calibrate
@@ -17,6 +16,7 @@ from qbee.quantize.layers import QuantizedLayer, QuantizedOp, kernel_quantizer
 from qbee.quantize.scheme import LayerBits, Scheme, uniform
 from qbee.quantize.student import Student, on_grid
 from qbee.quantize.thresholds import FatSettings, Training, tune
+from qbee.runtime.interpreter import MicroModel
 
 SHAPE = (6, 6, 2)
 BOTH = FatSettings(cycles=2, cycle_epochs=4, batch_inputs=8, max_rate=0.02, thresholds=True)

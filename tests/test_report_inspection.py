@@ -7,11 +7,11 @@ from rich.console import Console
 from test_export import METADATA, integer_net, map_net
 
 from qbee.export import strips, tflite
-from qbee.export.inspection import inspect
 from qbee.quantize.fixed_point import MapType
 from qbee.quantize.graph import INPUT
 from qbee.report import arena_plot, inspection_table
 from qbee.report.arena_plot import LABEL_SHARE, _spread
+from qbee.runtime.inspection import inspect
 
 NUMBER = MapType(8, -128, 2.0**-5)
 

@@ -27,12 +27,12 @@ from twin_nets import (
 import qbee.models  # noqa: F401 - registers the models
 from qbee.errors import ParameterError
 from qbee.export.delivery import ExportSettings, deliver
-from qbee.export.interpreter import MicroModel
 from qbee.keras import keras, make_repeatable, tf
 from qbee.models import registry
 from qbee.quantize import fixed_net, fixed_point
 from qbee.quantize.layers import QuantizedLayer, QuantizedOp
 from qbee.quantize.scheme import Scheme, uniform
+from qbee.runtime.interpreter import MicroModel
 from qbee.verify import compare_layers
 
 

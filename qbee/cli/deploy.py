@@ -127,8 +127,8 @@ def _verify_job(folder: Path, windows: Path | None, as_json: bool) -> None:
 
 
 def _verify_file(path: Path, windows: Path | None, as_json: bool) -> None:
-    from qbee.export import trial
     from qbee.report import trial_table
+    from qbee.runtime import trial
 
     content = read_bytes(path)
     inputs = None if windows is None else trial.read_windows(windows)
@@ -157,8 +157,8 @@ def inspect(
     ] = None,
 ) -> None:
     """Say what is in a .tflite: operators, widths, bytes, scales, and its arena over time."""
-    from qbee.export.inspection import inspect as examined
     from qbee.report import arena_plot, inspection_table
+    from qbee.runtime.inspection import inspect as examined
 
     if picture is not None:
         check_output(picture, ".png")

@@ -7,12 +7,12 @@ import math
 import numpy as np
 
 from qbee.errors import ExportError
-from qbee.export.arena import tensor_bytes
-from qbee.export.flatbuffer import Type, names
 from qbee.export.strips import layer_of
 from qbee.export.tflite import Exported
 from qbee.quantize.fixed_net import FixedNet, FixedNode
 from qbee.records import Record
+from qbee.runtime.arena import tensor_bytes
+from qbee.runtime.flatbuffer import Type, names
 
 # Sums beyond this are not all exact in float32.
 FLOAT32_EXACT = 2**24

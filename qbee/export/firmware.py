@@ -15,11 +15,12 @@ import numpy as np
 
 from qbee.audio import mel
 from qbee.errors import FrontEndError, ModelFileError, ParameterError
-from qbee.export import c_array, checks
-from qbee.export.flatbuffer import Op, Type, names
-from qbee.export.interpreter import MicroModel, Quantization
+from qbee.export import c_array
 from qbee.files import write_text
 from qbee.records import FrontEnd
+from qbee.runtime import checks
+from qbee.runtime.flatbuffer import Op, Type, names
+from qbee.runtime.interpreter import MicroModel, Quantization
 
 # A folder without this file was not written by ``write``, which therefore leaves it alone.
 _MARK = Path("src/qbee_detector.h")

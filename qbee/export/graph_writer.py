@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
 
-from qbee.export.flatbuffer import WITH_KERNEL, Activation, Author, Op, Type
 from qbee.export.targets import Target
 from qbee.quantize.fixed_point import MapType
 from qbee.quantize.graph import INPUT, Padding
+from qbee.runtime.flatbuffer import WITH_KERNEL, Activation, Author, Op, Type
 
 SAME, VALID = 0, 1
 # Of TFLite Micro's CONCATENATION.

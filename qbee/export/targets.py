@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qbee.errors import ExportError, ParameterError
-from qbee.export.flatbuffer import WITH_KERNEL, Op, Type, names
+from qbee.runtime.flatbuffer import WITH_KERNEL, Op, Type, names
 
 _MAPS = (Type.INT8, Type.INT16)
 _OF_MAPS = (

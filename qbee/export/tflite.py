@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
 
-from qbee.export import arena
-from qbee.export.flatbuffer import OFFLINE_PLAN, Op, Type, packed
 from qbee.export.graph_writer import SAME, VALID, Value
 from qbee.export.targets import TFLM, Target
 from qbee.export.weighted_writer import FUSED, Stored, WeightedWriter
 from qbee.quantize.fixed_net import FixedNet, FixedNode
 from qbee.quantize.fixed_point import INT16
 from qbee.quantize.graph import INPUT, NO_PADDING, WEIGHTED
+from qbee.runtime import arena
+from qbee.runtime.flatbuffer import OFFLINE_PLAN, Op, Type, packed
 
 INT8 = (-128, 127)
 _HAS_FUSED = (*WEIGHTED, "add", "multiply")

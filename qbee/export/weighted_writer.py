@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
 
-from qbee.export.flatbuffer import Activation, Op, Type
 from qbee.export.graph_writer import SAME, VALID, GraphWriter, Value
 from qbee.export.targets import Target
 from qbee.quantize.fixed_net import SPLIT_FRACTION_BITS, FixedNode, FixedWeights
 from qbee.quantize.fixed_point import INT16, MapType, split
 from qbee.quantize.graph import NO_PADDING, Padding, same_padding, window_outputs
+from qbee.runtime.flatbuffer import Activation, Op, Type
 
 # Axis of the output channels in a TFLite kernel of each kind.
 _AXIS = {"conv": 0, "depthwise": 3, "dense": 0}

@@ -10,7 +10,6 @@ import numpy as np
 
 from qbee.errors import DataError, ModelFileError
 from qbee.export import tflite
-from qbee.export.interpreter import MicroModel
 from qbee.files import make_folder, replacing, write_bytes, write_text
 from qbee.job.watcher import Watcher
 from qbee.keras import make_repeatable
@@ -23,6 +22,7 @@ from qbee.quantize.quantizers import Alpha
 from qbee.quantize.scheme import Scheme, uniform
 from qbee.quantize.thresholds import FatSettings
 from qbee.records import Record
+from qbee.runtime.interpreter import MicroModel
 from qbee.verify import compare
 
 CALIBRATION_INPUTS, HELD_OUT_SHARE, LARGEST_HELD_OUT = 100, 0.25, 256

@@ -11,7 +11,6 @@ from qbee.detector import MODEL
 from qbee.errors import ModelFileError, ParameterError
 from qbee.export import float_file
 from qbee.export.delivery import Delivery, ExportSettings, deliver
-from qbee.export.interpreter import MicroModel
 from qbee.files import make_folder, write_bytes, write_text
 from qbee.job import any_model, results, verbs
 from qbee.job.any_model import KERAS_MODEL
@@ -19,6 +18,7 @@ from qbee.job.outputs import REPORT
 from qbee.job.settings import FILE
 from qbee.job.stages import EXPORT_SETTINGS, FIDELITY, Job
 from qbee.job.watcher import Watcher
+from qbee.runtime.interpreter import MicroModel
 
 DEFAULT_SETTINGS, FIRMWARE = ExportSettings(), "firmware"
 Kind = Literal["winner", "int8", "float"]

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from qbee.detector import MODEL, scores_by_location
-from qbee.export import trial
 from qbee.files import write_text
 from qbee.job.stages import Job
 from qbee.quantize import convert
 from qbee.records import Window
+from qbee.runtime import trial
 from qbee.search import pareto, tuner
 from qbee.train import metrics
 from qbee.verify import Verification, compare, compare_layers

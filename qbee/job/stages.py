@@ -14,7 +14,6 @@ from pydantic import TypeAdapter
 from qbee.detector import FRONT_END, MODEL, Card, margin_threshold
 from qbee.export import c_array, firmware, tflite
 from qbee.export.delivery import Delivery, ExportSettings, deliver
-from qbee.export.interpreter import MicroModel
 from qbee.files import make_folder, write_bytes, write_text
 from qbee.job.data import Prepared, prepare
 from qbee.job.settings import JobSettings
@@ -25,6 +24,7 @@ from qbee.quantize import calibrate, convert, fold
 from qbee.quantize.fold import FoldedNet
 from qbee.quantize.scheme import Scheme, uniform
 from qbee.records import Fold, FrontEnd, Window, read_as
+from qbee.runtime.interpreter import MicroModel
 from qbee.search import cost, tuner
 from qbee.search.tuner import Measured, Trial
 from qbee.train import fit, metrics, weights

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from qbee.export.facts import Inspection, Stretch
 from qbee.report.drawing import (
     BLUE,
     GREEN,
@@ -23,6 +22,7 @@ from qbee.report.drawing import (
     drawing,
     write_note,
 )
+from qbee.runtime.facts import Inspection, Stretch
 
 COLORS = (BLUE, ORANGE, GREEN, SKY, PURPLE)
 # Above this, axes count KiB instead of bytes.

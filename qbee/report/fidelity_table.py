@@ -8,10 +8,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from qbee.export.bench import Comparison
 from qbee.export.delivery import Delivery
 from qbee.export.fidelity import Fidelity, LayerFidelity
 from qbee.report.trial_table import comparison
+from qbee.runtime.bench import Comparison
 
 
 def table(found: Fidelity) -> Table:

@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from qbee.export.facts import Inspection, KernelFacts, OperatorFacts, TensorFacts
+from qbee.runtime.facts import Inspection, KernelFacts, OperatorFacts, TensorFacts
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

@@ -8,8 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from qbee.export.bench import Comparison, Seen
-from qbee.export.trial import Trial
+from qbee.runtime.bench import Comparison, Seen
+from qbee.runtime.trial import Trial
 
 RUNTIMES = {"xnnpack": "LiteRT with XNNPACK", "builtin": "LiteRT without XNNPACK"}
 # A share of saturated numbers that deserves a look.

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from qbee.export import kernel_shapes
-from qbee.export.flatbuffer import Op
-from qbee.export.kernel_shapes import Shape, ShapeError, axis_of, given, ranked, require
-from qbee.export.operations import Operation
+from qbee.runtime import kernel_shapes
+from qbee.runtime.flatbuffer import Op
+from qbee.runtime.kernel_shapes import Shape, ShapeError, axis_of, given, ranked, require
+from qbee.runtime.operations import Operation
 
 
 def of_result(op: Operation) -> Shape | None:

@@ -11,14 +11,15 @@ from test_export import METADATA, integer_net, map_net
 
 from qbee.detector import FRONT_END, MODEL, Card, Detector
 from qbee.errors import ModelFileError, QbeeError
-from qbee.export import checks, sandbox, strips, tflite, worker
-from qbee.export.flatbuffer import Author, Op, Type, packed, schema
-from qbee.export.inspection import inspect
-from qbee.export.interpreter import MicroModel
-from qbee.export.sandbox import Sandbox
+from qbee.export import strips, tflite
 from qbee.quantize.fixed_point import MapType
 from qbee.quantize.graph import INPUT
 from qbee.records import FrontEnd
+from qbee.runtime import checks, sandbox, worker
+from qbee.runtime.flatbuffer import Author, Op, Type, packed, schema
+from qbee.runtime.inspection import inspect
+from qbee.runtime.interpreter import MicroModel
+from qbee.runtime.sandbox import Sandbox
 
 # Mutations of each of the four models below.
 MUTATIONS = 125
@@ -146,7 +147,7 @@ def test_modules_of_the_present_folder_are_not_loaded(exported, tmp_path, monkey
 
 
 def test_the_child_needs_neither_tensorflow_nor_keras():
-    code = "import sys, qbee.export.worker; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, qbee.runtime.worker; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from tflite_micro import runtime
 
 from qbee.errors import ModelFileError
-from qbee.export import checks
-from qbee.export.flatbuffer import OFFLINE_PLAN
 from qbee.files import read_bytes
+from qbee.runtime import checks
+from qbee.runtime.flatbuffer import OFFLINE_PLAN
 from qbee.streams import captured_stderr
 
 _FIRST_ARENA, _LARGEST_ARENA = 1 << 20, 1 << 28

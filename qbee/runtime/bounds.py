@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from qbee.export.flatbuffer import schema
+from qbee.runtime.flatbuffer import schema
 
 # A table takes more bytes than this, so that a file cannot hold more of them.
 _LEAST_TABLE_BYTES = 4

@@ -9,11 +9,12 @@ from test_export import METADATA, integer_net, map_net
 from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
 
 from qbee.errors import ModelFileError
-from qbee.export import arena, bounds, checks, flatbuffer, strips, tflite
-from qbee.export.flatbuffer import Author, Op, Type, packed
-from qbee.export.interpreter import MicroModel
+from qbee.export import strips, tflite
 from qbee.quantize.fixed_point import MapType
 from qbee.quantize.graph import INPUT
+from qbee.runtime import arena, bounds, checks, flatbuffer
+from qbee.runtime.flatbuffer import Author, Op, Type, packed
+from qbee.runtime.interpreter import MicroModel
 
 WHOLE = (4, 6, 2)
 NUMBER = MapType(8, -128, 2.0**-5)

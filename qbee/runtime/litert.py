@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from qbee.errors import ModelFileError, StackError
-from qbee.export import checks
-from qbee.export.interpreter import Quantization, Runner, require_one_input, without_batch
+from qbee.runtime import checks
+from qbee.runtime.interpreter import Quantization, Runner, require_one_input, without_batch
 from qbee.streams import captured_stderr
 
 _PACKAGE = "ai_edge_litert"

@@ -9,12 +9,12 @@ from test_export_checks import repacked
 
 from qbee.errors import ModelFileError
 from qbee.export import strips, tflite
-from qbee.export.facts import Inspection
-from qbee.export.flatbuffer import Author, Op, Type, code_of, packed, schema
-from qbee.export.inspection import exponent, inspect
-from qbee.export.interpreter import MicroModel
 from qbee.quantize.fixed_point import MapType
 from qbee.quantize.graph import INPUT
+from qbee.runtime.facts import Inspection
+from qbee.runtime.flatbuffer import Author, Op, Type, code_of, packed, schema
+from qbee.runtime.inspection import exponent, inspect
+from qbee.runtime.interpreter import MicroModel
 
 NUMBER = MapType(8, -128, 2.0**-5)
 # Alignments of single structures are averaged in the table of their sizes.

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from qbee.export.arena_sizes import listed, tensor_bytes
-from qbee.export.flatbuffer import Op, Type, code_of, names
+from qbee.runtime.arena_sizes import listed, tensor_bytes
+from qbee.runtime.flatbuffer import Op, Type, code_of, names
 
 OP_NAMES, TYPE_NAMES = names(Op), names(Type)
 _INTEGERS = {Type.INT8: "<i1", Type.INT16: "<i2", Type.INT32: "<i4", Type.INT64: "<i8"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qbee.export.operations import Operation, Tensor
+from qbee.runtime.operations import Operation, Tensor
 
 Shape = tuple[int, ...]
 _SAME, _VALID = 0, 1

@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from qbee.errors import ModelFileError, StackError
-from qbee.export import checks
-from qbee.export.interpreter import MicroModel, Runner
-from qbee.export.litert import LiteRtModel
-from qbee.export.operations import operations_of, tensors_of
+from qbee.runtime import checks
+from qbee.runtime.interpreter import MicroModel, Runner
+from qbee.runtime.litert import LiteRtModel
+from qbee.runtime.operations import operations_of, tensors_of
 
 HEADER, LENGTH_BYTES = "header", 8
 # What the child may write to a file, which are messages only.

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from qbee.export import arena, checks
-from qbee.export.facts import (
+from qbee.runtime import arena, checks
+from qbee.runtime.facts import (
     ArenaFacts,
     Inspection,
     KernelFacts,
@@ -17,8 +17,8 @@ from qbee.export.facts import (
     Stretch,
     TensorFacts,
 )
-from qbee.export.flatbuffer import BITS, Activation, Op, names
-from qbee.export.operations import Operation, Tensor, operations_of, tensors_of, text
+from qbee.runtime.flatbuffer import BITS, Activation, Op, names
+from qbee.runtime.operations import Operation, Tensor, operations_of, tensors_of, text
 
 _ACTIVATIONS = names(Activation)
 # Positions of kernel and bias among the inputs.

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from qbee.errors import ModelFileError, StackError
-from qbee.export import checks
-from qbee.export.child import Child, ChildError
-from qbee.export.worker import Arrays, Header, packed
+from qbee.runtime import checks
+from qbee.runtime.child import Child, ChildError
+from qbee.runtime.worker import Arrays, Header, packed
 
 Engine = Literal["tflm", "xnnpack", "builtin"]
 RUNTIMES: dict[Engine, str] = {

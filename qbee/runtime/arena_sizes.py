@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from qbee.export.flatbuffer import BITS, WITH_KERNEL, Op, Type, code_of
+from qbee.runtime.flatbuffer import BITS, WITH_KERNEL, Op, Type, code_of
 
 ALIGNMENT = 16
 _EVAL_TENSOR_BYTES = 24

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from qbee.export.flatbuffer import Op, schema
+from qbee.runtime.flatbuffer import Op, schema
 
 _OPTIONS = schema.BuiltinOptions
 

@@ -9,16 +9,17 @@ from test_export import integer_net, map_net
 from test_export_sandbox import aborting
 
 from qbee.errors import ModelFileError, ParameterError, StackError
-from qbee.export import litert, strips, tflite, trial
-from qbee.export.flatbuffer import Author, Op, Type, packed, schema
-from qbee.export.inspection import inspect
-from qbee.export.interpreter import MicroModel
-from qbee.export.litert import LiteRtModel
-from qbee.export.trial import Trial
+from qbee.export import strips, tflite
 from qbee.quantize import fixed_net
 from qbee.quantize.fixed_point import MapType
 from qbee.quantize.graph import INPUT
 from qbee.report import trial_table
+from qbee.runtime import litert, trial
+from qbee.runtime.flatbuffer import Author, Op, Type, packed, schema
+from qbee.runtime.inspection import inspect
+from qbee.runtime.interpreter import MicroModel
+from qbee.runtime.litert import LiteRtModel
+from qbee.runtime.trial import Trial
 
 needs_litert = pytest.mark.skipif(
     importlib.util.find_spec("ai_edge_litert") is None, reason="ai-edge-litert is not installed"

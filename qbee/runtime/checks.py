@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from qbee.errors import ModelFileError
-from qbee.export import bounds, op_rules
-from qbee.export.arena_sizes import listed, tensor_bytes
-from qbee.export.bounds import UnsupportedError
-from qbee.export.flatbuffer import BITS, OFFLINE_PLAN, Op, code_of, schema
-from qbee.export.operations import OP_NAMES, TYPE_NAMES, Operation, operations_of, tensors_of
+from qbee.runtime import bounds, op_rules
+from qbee.runtime.arena_sizes import listed, tensor_bytes
+from qbee.runtime.bounds import UnsupportedError
+from qbee.runtime.flatbuffer import BITS, OFFLINE_PLAN, Op, code_of, schema
+from qbee.runtime.operations import OP_NAMES, TYPE_NAMES, Operation, operations_of, tensors_of
 
 # What reading a damaged flatbuffer with the generated Python code ends in.
 _DAMAGE = (struct.error, IndexError, ValueError, TypeError, OverflowError, MemoryError)

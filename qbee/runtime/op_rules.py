@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from qbee.export import op_shapes
-from qbee.export.flatbuffer import Activation, Op, Type, names, schema
-from qbee.export.kernel_shapes import ShapeError
-from qbee.export.op_forms import FORMS
-from qbee.export.operations import Operation, Tensor
+from qbee.runtime import op_shapes
+from qbee.runtime.flatbuffer import Activation, Op, Type, names, schema
+from qbee.runtime.kernel_shapes import ShapeError
+from qbee.runtime.op_forms import FORMS
+from qbee.runtime.operations import Operation, Tensor
 
 _OPTION_NAMES, _ACTIVATIONS = names(schema.BuiltinOptions), names(Activation)
 _QUANTIZED = (Type.INT4, Type.INT8, Type.INT16, Type.UINT8)

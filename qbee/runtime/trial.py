@@ -10,14 +10,14 @@ from zipfile import BadZipFile
 import numpy as np
 
 from qbee.errors import ModelFileError, ParameterError
-from qbee.export import litert
-from qbee.export.bench import Bench, Comparison, Progress, Seen
-from qbee.export.facts import Inspection, OperatorFacts, TensorFacts
-from qbee.export.inspection import inspect
-from qbee.export.interpreter import Quantization
-from qbee.export.sandbox import Engine, Sandbox
-from qbee.export.worker import noise
 from qbee.records import Record
+from qbee.runtime import litert
+from qbee.runtime.bench import Bench, Comparison, Progress, Seen
+from qbee.runtime.facts import Inspection, OperatorFacts, TensorFacts
+from qbee.runtime.inspection import inspect
+from qbee.runtime.interpreter import Quantization
+from qbee.runtime.sandbox import Engine, Sandbox
+from qbee.runtime.worker import noise
 
 RANDOM_WINDOWS, SEED = 8, 0
 # CPU time for the windows of one request.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 from zipfile import BadZipFile
 
-from qbee.export.worker import LENGTH_BYTES, Arrays, Header, unpacked
+from qbee.runtime.worker import LENGTH_BYTES, Arrays, Header, unpacked
 
 # A child that waits instead of computing, on a machine that does other work too.
 _WAITS, _START_S = 8.0, 30.0
@@ -35,7 +35,7 @@ class Child:
         package = str(Path(__file__).resolve().parents[2])
         # The present folder must not be searched for modules, hence -P and no -m.
         code = (
-            f"import sys; sys.path.append({package!r}); from qbee.export import worker; "
+            f"import sys; sys.path.append({package!r}); from qbee.runtime import worker; "
             f"worker.serve({memory_bytes})"
         )
         # Threads that numpy will not use would count as memory.

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 
 from qbee.errors import ModelFileError
-from qbee.export.facts import Inspection
-from qbee.export.sandbox import Engine, Sandbox
 from qbee.records import Record
+from qbee.runtime.facts import Inspection
+from qbee.runtime.sandbox import Engine, Sandbox
 
 # Of one request to the child.
 CHUNK_WINDOWS = 16

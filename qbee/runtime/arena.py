@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qbee.export.arena_sizes import (
+from qbee.runtime.arena_sizes import (
     aligned,
     is_constant,
     listed,
@@ -19,8 +19,8 @@ from qbee.export.arena_sizes import (
     tail_bytes,
     tensor_bytes,
 )
-from qbee.export.flatbuffer import Op
-from qbee.export.packing import Block, Packing
+from qbee.runtime.flatbuffer import Op
+from qbee.runtime.packing import Block, Packing
 
 
 @dataclass(frozen=True)

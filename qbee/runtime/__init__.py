@@ -1,0 +1,1 @@
+"""The .tflite format and what runs it: checks, TFLite Micro, LiteRT, arena, inspection."""

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from test_export import METADATA, integer_net, map_net, weighted
-from test_export_checks import repacked
+from test_runtime_checks import repacked
 
 from qbee.errors import ModelFileError
 from qbee.export import strips, tflite

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from test_export import integer_net, map_net
-from test_export_sandbox import aborting
+from test_runtime_sandbox import aborting
 
 from qbee.errors import ModelFileError, ParameterError, StackError
 from qbee.export import strips, tflite

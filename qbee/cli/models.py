@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from qbee.cli.options import Bits, Out, Seed
+from qbee.cli.options import Bits, KernelSteps, Out, Seed
 from qbee.cli.terminal import Terminal, app, console, percent, print_line
 from qbee.files import check_output
 
@@ -32,9 +32,13 @@ def quantize(
     free_steps: Annotated[
         bool, typer.Option(help="Any steps; by default they are powers of two.")
     ] = False,
-    per_tensor: Annotated[
-        bool, typer.Option(help="One step for each kernel, not for each channel: smaller files.")
-    ] = False,
+    steps: Annotated[
+        KernelSteps,
+        typer.Option(
+            help="One step for each channel of a kernel; one in all where channels are similar; or "
+            "one for every kernel: ever smaller files."
+        ),
+    ] = KernelSteps.channel,
     calibration: Annotated[
         str, typer.Option(help="How ranges of feature maps are found: mse, minmax, kl, octav, ...")
     ] = "mse",
@@ -48,7 +52,9 @@ def quantize(
 
     widths = {name: int(ctx.params[name].value) for name in ("kernels", "maps")}
     with Terminal() as watcher:
-        found = any_model.quantize_file(**ctx.params | widths, watcher=watcher)
+        found = any_model.quantize_file(
+            **ctx.params | widths | {"steps": steps.value}, watcher=watcher
+        )
     table = Table(title=f"On {found.held_out_inputs} inputs that were held out")
     table.add_column("")
     table.add_column("", justify="right")

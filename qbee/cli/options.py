@@ -32,6 +32,14 @@ class Bits(StrEnum):
     sixteen = "16"
 
 
+class KernelSteps(StrEnum):
+    """Which values of a kernel share a step."""
+
+    channel = "channel"
+    similar = "similar"
+    kernel = "kernel"
+
+
 class Standardize(StrEnum):
     """How mel images are brought to one level."""
 

@@ -20,6 +20,7 @@ from qbee.quantize.fold import fold
 from qbee.quantize.layers import QuantizedOp
 from qbee.quantize.quantizers import Alpha
 from qbee.quantize.scheme import Scheme, uniform
+from qbee.quantize.sharing import Steps, one_step_of
 from qbee.quantize.thresholds import FatSettings
 from qbee.records import Record
 from qbee.runtime.interpreter import MicroModel
@@ -78,7 +79,7 @@ def quantize_file(
     maps: Literal[4, 8, 16] = 8,
     scheme: Path | None = None,
     free_steps: bool = False,
-    per_tensor: bool = False,
+    steps: Steps = "channel",
     calibration: str = "mse",
     fine_tune: bool = False,
     seed: int = 0,
@@ -99,8 +100,9 @@ def quantize_file(
         bits of all kernels and of all feature maps, unless ``scheme`` names a file.
     free_steps : bool
         any steps instead of powers of two.
-    per_tensor : bool
-        one step for each kernel instead of one for each output channel: a smaller file.
+    steps : 'channel', 'similar' or 'kernel'
+        one step for each output channel of a kernel; one in all for kernels whose channels have
+        similar ranges; one for every kernel, which makes the smallest file.
     calibration : str
         name of a method in ``ranges``, such as mse, minmax, kl or octav
     fine_tune : bool
@@ -120,6 +122,7 @@ def quantize_file(
     widths.check(net)
     folder = make_folder(out)
     alpha: Alpha = "auto" if free_steps else "auto_po2"
+    one_step = one_step_of(steps, net)
     watcher.stage("Calibrate")
     few = used[:CALIBRATION_INPUTS]
     formats = calibrate(net, few, seed=seed, method=calibration, alpha=alpha)
@@ -134,14 +137,14 @@ def quantize_file(
             settings=FatSettings(thresholds=free_steps),
             seed=seed,
             alpha=alpha,
-            is_per_tensor=per_tensor,
+            is_per_tensor=one_step,
             on_progress=lambda done, total, loss: watcher.progress(
                 done, total, f"RMSE of outputs {loss:.3g}"
             ),
         )
         net, formats = tuned.net, tuned.maps
     watcher.stage("Export and verify")
-    whole = convert.quantized_model(net, widths, formats, alpha=alpha, is_per_tensor=per_tensor)
+    whole = convert.quantized_model(net, widths, formats, alpha=alpha, is_per_tensor=one_step)
     quantized = convert.logits_model(whole)
     fixed = convert.to_fixed_point(quantized)
     micro = MicroModel(tflite.write(fixed).content, source=MODEL)

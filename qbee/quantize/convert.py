@@ -15,6 +15,7 @@ from qbee.quantize.graph import INPUT, Node
 from qbee.quantize.layers import QuantizedLayer, QuantizedOp
 from qbee.quantize.quantizers import Alpha
 from qbee.quantize.scheme import LayerBits, Scheme
+from qbee.quantize.sharing import OneStep, has_one_step
 
 
 def _layer(
@@ -23,7 +24,7 @@ def _layer(
     bits: LayerBits | None,
     found: dict[str, MapType],
     alpha: Alpha,
-    is_per_tensor: bool,
+    is_per_tensor: OneStep,
 ) -> QuantizedOp:
     sources = [found[name] for name in node.inputs]
     common = {"node": node, "sources": sources, "target": found[node.name], "name": node.name}
@@ -36,7 +37,7 @@ def _layer(
         kernel_bits=bits.kernel,
         bias_bits=bits.bias,
         alpha=alpha,
-        is_per_tensor=is_per_tensor,
+        is_per_tensor=has_one_step(is_per_tensor, node.name),
     )
 
 
@@ -67,7 +68,7 @@ def quantized_model(
     maps: Maps,
     *,
     alpha: Alpha = "auto_po2",
-    is_per_tensor: bool = False,
+    is_per_tensor: OneStep = False,
 ):
     """Trainable quantized Keras model with the weights of ``net``.
 
@@ -79,8 +80,9 @@ def quantized_model(
     ----------
     alpha : 'auto_po2' or 'auto'
         power-of-two or free kernel steps
-    is_per_tensor : bool
-        one step for each kernel instead of one for each of its channels (FAT: scalar mode).
+    is_per_tensor : bool or collection of str
+        one step for each kernel instead of one for each of its channels (FAT: scalar mode), in all
+        layers or in those named.
 
     Raises
     ------

@@ -23,6 +23,7 @@ from qbee.quantize.quantizers import (
     straight_through,
 )
 from qbee.quantize.scheme import LayerBits, Scheme
+from qbee.quantize.sharing import OneStep, has_one_step
 
 # FAT's limits of the trained factors.
 SCALE_LIMITS = (0.5, 1.0)
@@ -202,7 +203,7 @@ class Student:
         thresholds: bool,
         points: bool,
         alpha: Alpha,
-        is_per_tensor: bool,
+        is_per_tensor: OneStep,
     ):
         scheme.check(net)
         self.net, self.scheme = net, scheme
@@ -217,7 +218,8 @@ class Student:
         self.kernels = {}
         for name in net.weighted:
             bits, op = self._bits(name), net.node(name).op
-            quantizer = kernel_quantizer(op, bits.kernel or 8, alpha, is_per_tensor=is_per_tensor)
+            is_single = has_one_step(is_per_tensor, name)
+            quantizer = kernel_quantizer(op, bits.kernel or 8, alpha, is_per_tensor=is_single)
             self.kernels[name] = StudentKernel(
                 net.kernels[name],
                 net.biases[name],

@@ -22,6 +22,7 @@ from qbee.quantize.calibrate import Maps
 from qbee.quantize.fold import FoldedNet
 from qbee.quantize.quantizers import Alpha
 from qbee.quantize.scheme import Scheme
+from qbee.quantize.sharing import OneStep
 from qbee.quantize.student import Student
 from qbee.records import Record
 
@@ -126,7 +127,7 @@ def tune(
     settings: FatSettings,
     seed: int,
     alpha: Alpha = "auto_po2",
-    is_per_tensor: bool = False,
+    is_per_tensor: OneStep = False,
     on_progress: Callable[[int, int, float], None] | None = None,
 ) -> Tuned:
     """Fine-tune a quantized network on inputs without labels; the float network is the teacher.

@@ -21,6 +21,7 @@ from qbee.cli.options import (
     Folder,
     Folds,
     HowToStandardize,
+    KernelSteps,
     Labels,
     Model,
     OnError,
@@ -29,6 +30,7 @@ from qbee.cli.options import (
     Seed,
     Space,
     Standardize,
+    Steps,
     StopAfter,
     TestLocation,
     Trials,
@@ -132,6 +134,7 @@ def run(
     on_error: Errors = OnError.stop,
     unannotated: Unannotated = Rest.ignore,
     test_location: TestLocation = None,
+    steps: Steps = KernelSteps.channel,
 ) -> None:
     """Do the whole job: labelled recordings in, a verified .tflite out. Resumes if interrupted."""
     from qbee.job import verbs
@@ -160,6 +163,7 @@ def train(
     on_error: Errors = OnError.stop,
     unannotated: Unannotated = Rest.ignore,
     test_location: TestLocation = None,
+    steps: Steps = KernelSteps.channel,
 ) -> None:
     """First stage: read the recordings and train the float model."""
     from qbee.job import verbs

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from qbee.cli.options import Bits, KernelSteps, Out, Seed
+from qbee.cli.options import Bits, KernelSteps, Out, Seed, Steps
 from qbee.cli.terminal import Terminal, app, console, percent, print_line
 from qbee.files import check_output
 
@@ -32,13 +32,7 @@ def quantize(
     free_steps: Annotated[
         bool, typer.Option(help="Any steps; by default they are powers of two.")
     ] = False,
-    steps: Annotated[
-        KernelSteps,
-        typer.Option(
-            help="One step for each channel of a kernel; one in all where channels are similar; or "
-            "one for every kernel: ever smaller files."
-        ),
-    ] = KernelSteps.channel,
+    steps: Steps = KernelSteps.channel,
     calibration: Annotated[
         str, typer.Option(help="How ranges of feature maps are found: mse, minmax, kl, octav, ...")
     ] = "mse",

@@ -88,6 +88,13 @@ Unannotated = Annotated[
     Rest,
     typer.Option(help="What the stretches are that a Raven or Audacity table leaves out."),
 ]
+Steps = Annotated[
+    KernelSteps,
+    typer.Option(
+        help="One step for each channel of a kernel; one in all where channels are similar; or "
+        "one for every kernel: ever smaller files."
+    ),
+]
 TestLocation = Annotated[
     str | None,
     typer.Option(help="Score on this location and train on the others."),

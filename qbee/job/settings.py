@@ -11,6 +11,7 @@ from pydantic import Field
 
 import qbee
 from qbee.errors import LabelError, ParameterError
+from qbee.quantize.sharing import Steps
 from qbee.records import FrontEnd, Record
 from qbee.search.space import SearchSpace
 
@@ -38,6 +39,7 @@ class JobSettings(Record):
     on_error: Literal["stop", "skip"]
     unannotated: Literal["ignore", "no_buzz", "uncertain"]
     test_location: str | None
+    steps: Steps = "channel"
 
 
 def digest(path: Path) -> str:

@@ -23,6 +23,7 @@ from qbee.models import registry
 from qbee.quantize import calibrate, convert, fold
 from qbee.quantize.fold import FoldedNet
 from qbee.quantize.scheme import Scheme, uniform
+from qbee.quantize.sharing import one_step_of
 from qbee.records import Fold, FrontEnd, Window, read_as
 from qbee.runtime.interpreter import MicroModel
 from qbee.search import cost, tuner
@@ -166,7 +167,8 @@ class Job:
 
     def quantized(self, scheme: Scheme):
         """Quantized model of a scheme with the float model's weights."""
-        return convert.quantized_model(self.folded, scheme, self.maps)
+        one_step = one_step_of(self.settings.steps, self.folded)
+        return convert.quantized_model(self.folded, scheme, self.maps, is_per_tensor=one_step)
 
     def card(self, threshold: float) -> Card:
         """What travels with a model of this job."""

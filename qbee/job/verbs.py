@@ -17,6 +17,7 @@ from qbee.job.stages import Job
 from qbee.job.watcher import Watcher
 from qbee.models import registry
 from qbee.quantize import fold
+from qbee.quantize.sharing import Steps
 from qbee.search.space import SearchSpace
 
 DEMO_MODEL = "beenet3"
@@ -42,6 +43,7 @@ def begun(
     on_error: Literal["stop", "skip"] = "stop",
     unannotated: Literal["ignore", "no_buzz", "uncertain"] = "ignore",
     test_location: str | None = None,
+    steps: Steps = "channel",
     watcher: Watcher | None = None,
 ) -> Job:
     """Begin a job in ``out``, or take up the one of the same settings that is there.
@@ -61,6 +63,8 @@ def begun(
         end a training whose validation F1 has not risen for so many epochs.
     test_location : str, optional
         score on this location and train on the others, instead.
+    steps : 'channel', 'similar' or 'kernel'
+        which values of a kernel share a step, as for ``quantize``.
 
     Raises
     ------
@@ -84,6 +88,7 @@ def begun(
         "on_error": on_error,
         "unannotated": unannotated,
         "test_location": test_location,
+        "steps": steps,
     }
     settings = _validated(given)
     network = registry.build(model, n_mels=settings.front_end.n_mels)

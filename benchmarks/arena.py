@@ -70,7 +70,7 @@ def main() -> None:
                 scheme = uniform(net, bits=bits, map_bits=8)
                 model = convert.quantized_model(net, scheme, maps, is_per_tensor=is_per_tensor)
                 fixed = convert.to_fixed_point(model)
-                steps = "one" if is_per_tensor else "by channel"
+                steps = "kernel" if is_per_tensor else "channel"
                 for limit in (None, *LIMITS):
                     settings = ExportSettings(max_recompute=limit)
                     found = Measured(deliver(fixed, settings, metadata=metadata), x[:2])

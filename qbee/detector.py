@@ -26,12 +26,24 @@ MODEL, FRONT_END = "model.tflite", "frontend.json"
 METADATA_KEY = "qbee"
 
 
+class Training(Record):
+    """What a detector was trained on: windows and those with buzz, and how long."""
+
+    model: str
+    windows: int
+    positives: int
+    epochs: int
+    fine_tune_epochs: int
+    seed: int
+
+
 class Card(Record):
     """What travels inside the .tflite: how to make its input and how to read its output."""
 
     front_end: FrontEnd
     labels: tuple[str, str] = ("no_buzz", "buzz")
     threshold: float
+    training: Training | None = None
 
     def to_metadata(self) -> dict[str, bytes]:
         """Metadata entry of the .tflite."""

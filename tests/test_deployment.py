@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from conftest import qbee
 
+from qbee.detector import Card
+from qbee.errors import ExportError, ModelFileError
+from qbee.export.delivery import ExportSettings
 from qbee.job import any_model, deployment
 from qbee.runtime.interpreter import MicroModel
 
@@ -78,7 +81,9 @@ def test_firmware_goes_with_the_model_it_was_made_for(job, tmp_path):
     [
         (["--max-arena", "30k"], "max_arena=30000: the smallest arena found has"),
         (["--max-arena", "lots"], "'lots' is no number of bytes such as 200000, 200k or 256Ki"),
-        (["--max-recompute", "0.5"], "0.5 is not in the range x>=1"),
+        (["--max-arena", "0"], "'0' is no number of bytes such as 200000, 200k or 256Ki"),
+        (["--max-recompute", "0.5"], "0.5 is not in the range 1<=x<=1000"),
+        (["--max-recompute", "inf"], "inf is not in the range 1<=x<=1000"),
         (["--target", "avr"], "target='avr' must be one of tflm, litert, ethos-u"),
         (["--kind", "float", "--firmware"], "goes without firmware"),
     ],
@@ -90,6 +95,14 @@ def test_what_cannot_be_is_refused_in_one_line_and_leaves_nothing(job, tmp_path,
     assert len(lines) == 1
     assert message in lines[0]
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_an_arena_that_is_larger_than_predicted_is_refused(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(MicroModel, "arena_bytes", lambda _: 2_000_001)
+    settings = deployment.ExportSettings(max_arena_bytes=2_000_000)
+    with pytest.raises(ExportError, match="max_arena=2000000: the arena has 2000001 bytes"):
+        deployment.export(job, settings, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_int8_does_not_overwrite_the_winner(job):
@@ -122,9 +135,27 @@ def test_a_model_quantized_from_anybodys_is_exported_again_in_strips(tmp_path):
     whole = MicroModel.load(result / "model.tflite")
     delivered = deployment.export(
         result,
-        deployment.ExportSettings(max_recompute=2.0),
+        ExportSettings(max_recompute=2.0),
         out=tmp_path / "small",
     )
     small = MicroModel.load(tmp_path / "small" / "model.tflite")
     assert delivered.arena_bytes == small.arena_bytes() < whole.arena_bytes()
     np.testing.assert_array_equal(outputs(small), outputs(whole))
+    assert any_model.Quantized.load(result / any_model.REPORT).arena_bytes == whole.arena_bytes()
+    deployment.export(result, deployment.ExportSettings(max_recompute=2.0))
+    report = any_model.Quantized.load(result / any_model.REPORT)
+    assert (report.tflite_bytes, report.arena_bytes) == (len(small.content), small.arena_bytes())
+
+
+def test_the_file_says_what_it_was_trained_on_unless_told_not_to(job, tmp_path):
+    results = json.loads((job.parent / "job" / "job.json").read_text())
+    content = (job / "model.tflite").read_bytes()
+    training = Card.of_model(content, source="model").training
+    assert training.model == results["model"] == "beenet3"
+    assert training.windows > training.positives > 0
+    assert (training.epochs, training.seed) == (results["epochs"], results["seed"])
+    bare = deployment.export(job, ExportSettings(has_metadata=False), out=tmp_path / "bare")
+    assert bare.delivery.fidelity.metadata_bytes == 0
+    assert bare.tflite_bytes < len(content)
+    with pytest.raises(ModelFileError, match="has no 'qbee' metadata"):
+        Card.of_model((tmp_path / "bare" / "model.tflite").read_bytes(), source="model")

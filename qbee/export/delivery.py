@@ -22,13 +22,15 @@ class ExportSettings(Record):
     """How a network is exported.
 
     Layers are cut into strips if one of the two limits is given: with the least computation that
-    keeps the arena within ``max_arena_bytes``, or, without it, for the smallest arena.
+    keeps the arena within ``max_arena_bytes``, or, without it, for the smallest arena. A detector
+    needs its metadata (front end, labels, threshold), firmware does not.
     """
 
     target: str = targets.TFLM.name
     max_arena_bytes: int | None = Field(default=None, ge=1)
     max_recompute: float | None = Field(default=None, ge=1)
     is_strict: bool = False
+    has_metadata: bool = True
 
     @property
     def has_limit(self) -> bool:
@@ -92,7 +94,10 @@ def deliver(
         layout, recompute = planned.layout, planned.recompute
     laid_out = layout.of(net)
     exported = tflite.write(
-        laid_out, target=target, plan_memory=settings.has_limit, metadata=metadata
+        laid_out,
+        target=target,
+        plan_memory=settings.has_limit,
+        metadata=metadata if settings.has_metadata else None,
     )
     found = fidelity.table(net, exported)
     if settings.is_strict:

@@ -96,7 +96,7 @@ def table(net: FixedNet, exported: Exported) -> Fidelity:
     kernels = _constant_bytes(exported, set().union(*stored.values()))
     offsets = _constant_bytes(exported, set().union(*biases.values()))
     metadata = sum(
-        len(exported.model.buffers[entry.buffer].data) for entry in exported.model.metadata
+        len(exported.model.buffers[entry.buffer].data) for entry in exported.model.metadata or []
     )
     size = len(exported.content)
     return Fidelity(

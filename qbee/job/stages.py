@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter
 
-from qbee.detector import FRONT_END, MODEL, Card, margin_threshold
+from qbee.detector import FRONT_END, MODEL, Card, Training, margin_threshold
 from qbee.export import c_array, firmware, tflite
 from qbee.export.delivery import Delivery, ExportSettings, deliver
 from qbee.files import make_folder, write_bytes, write_text
@@ -172,7 +172,16 @@ class Job:
 
     def card(self, threshold: float) -> Card:
         """What travels with a model of this job."""
-        return Card(front_end=self.front_end, threshold=threshold)
+        labels, settings = self.labels_of("train"), self.settings
+        training = Training(
+            model=settings.model,
+            windows=len(labels),
+            positives=int(labels.sum()),
+            epochs=settings.epochs,
+            fine_tune_epochs=settings.fine_tune_epochs,
+            seed=settings.seed,
+        )
+        return Card(front_end=self.front_end, threshold=threshold, training=training)
 
     def exported(self, model, threshold: float) -> bytes:
         """The .tflite of a quantized model."""
@@ -307,8 +316,8 @@ class Job:
 
     def delivered(self, model, threshold: float, settings: ExportSettings) -> Delivery:
         """A quantized model of this job as a file for its target."""
-        metadata = self.card(threshold).to_metadata()
-        return deliver(convert.to_fixed_point(model), settings, metadata=metadata)
+        card = self.card(threshold).to_metadata()
+        return deliver(convert.to_fixed_point(model), settings, metadata=card)
 
     @cached_property
     def micro(self) -> MicroModel:

@@ -13,6 +13,7 @@ import math
 import resource
 import sys
 import time
+import zlib
 
 import numpy as np
 
@@ -104,7 +105,7 @@ class Tally:
 def over_schemes(name: str, side: int, count: int) -> Tally:
     """Random schemes of one network, its weights new every ten."""
     tally = Tally()
-    rng = np.random.default_rng(len(name))
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
     for number in range(count):
         if number % 10 == 0:
             net, x = trained_looking(name, side, number)

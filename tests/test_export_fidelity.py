@@ -4,20 +4,21 @@ import dataclasses
 
 import numpy as np
 import pytest
-from twin_nets import built, mobilenet, random_scheme, resnet, separable
+from twin_nets import Case, built, mobilenet, random_scheme, resnet, separable
 
 from qbee.errors import ExportError, ParameterError
 from qbee.export import fidelity, targets, tflite
 from qbee.export.delivery import ExportSettings, deliver
 from qbee.export.planner import Layout
 from qbee.export.strips import Segment
-from qbee.keras import make_repeatable
+from qbee.keras import keras, make_repeatable
 from qbee.quantize import fixed_net, fixed_point
 from qbee.quantize.scheme import uniform
+from qbee.report import fidelity_table
 from qbee.runtime.checks import parsed
 from qbee.runtime.flatbuffer import Op, Type
 from qbee.runtime.interpreter import MicroModel
-from qbee.verify import compare_layers
+from qbee.verify import compare, compare_layers
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +184,33 @@ def test_verification_covers_every_layer_of_a_network_in_strips(cases, small):
     codes = fixed_point.quantize(cases[separable].inputs, net.input_map)
     # Rows that neighbouring strips share are compared twice.
     assert found["stem"].values > fixed_net.forward(net, codes)["stem"].size
+
+
+def test_what_the_memory_costs_is_said_of_every_part_of_a_layout(small):
+    whole = deliver(small[1], ExportSettings())
+    layouts = {
+        Layout(): [],
+        Layout(groups=3): [
+            "First convolution in 3 groups of channels: 1.00 x the multiplications."
+        ],
+        Layout((Segment("pw", 2),), has_dense=True): [
+            "Layers up to pw in 2 strips; 1x1 convolutions of one step as dense layers: "
+            "1.00 x the multiplications."
+        ],
+    }
+    for layout, expected in layouts.items():
+        delivery = dataclasses.replace(whole, layout=layout)
+        assert list(fidelity_table.sentences(delivery)) == expected
+
+
+def test_windows_that_differ_are_counted_once_for_an_output_that_is_a_map():
+    inputs = keras.Input((6, 6, 2))
+    outputs = keras.layers.Conv2D(2, 3, name="head")(inputs)
+    case = Case(keras.Model(inputs, outputs), windows=3)
+    model, net = case.quantized(uniform(case.net, bits=8))
+    shifted = dataclasses.replace(net.nodes[0].weights, bias=net.nodes[0].weights.bias + 2**12)
+    other = dataclasses.replace(net, nodes=(dataclasses.replace(net.nodes[0], weights=shifted),))
+    for written, wrong in ((net, 0), (other, 3)):
+        micro = MicroModel(tflite.write(written).content)
+        found, _ = compare(net, model, micro, lambda a, b: case.inputs[a:b], 3)
+        assert (found.mismatches, found.keras_mismatches) == (wrong, 0)

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twin_nets import (
+    Case,
     built,
+    logits,
     mobilenet,
     padded,
     random_scheme,
@@ -17,11 +19,11 @@ from twin_nets import (
 )
 
 from qbee.errors import ExportError, ParameterError
-from qbee.export import planner, strips, tflite
+from qbee.export import planner, strips, targets, tflite
 from qbee.export.delivery import ExportSettings, deliver
 from qbee.export.planner import Layout
 from qbee.export.strips import Segment
-from qbee.keras import make_repeatable
+from qbee.keras import keras, make_repeatable
 from qbee.quantize import fixed_net, fixed_point
 from qbee.quantize.scheme import uniform
 from qbee.runtime import arena
@@ -113,6 +115,42 @@ def test_strips_cost_at_least_as_many_products_and_no_more_than_all_rows_each(
     assert 1 <= ratio <= first * second
 
 
+def small_case(make, shape):
+    inputs = keras.Input(shape)
+    return Case(keras.Model(inputs, make(inputs)), windows=2)
+
+
+def test_a_pointwise_convolution_before_a_pool_is_planned_in_groups_and_dense():
+    """As a dense layer it is no convolution any more, and only convolutions have groups."""
+
+    def make(x):
+        x = keras.layers.Conv2D(16, 1, activation="relu", name="stem")(x)
+        return logits(keras.layers.MaxPooling2D(2)(x))
+
+    case = small_case(make, (16, 16, 2))
+    net = case.quantized(uniform(case.net, bits=8), is_per_tensor=True)[1]
+    laid_out = Layout((Segment("stem", 2),), 3, has_dense=True).of(net)
+    assert {i.node.op for i in laid_out.nodes if i.name.startswith("stem#")} == {"dense"}
+    planned = planner.plan(net, max_recompute=1.0)
+    for one in (laid_out, planned.net):
+        expected = fixed_net.predict(net, case.inputs)
+        np.testing.assert_array_equal(on_device(tflite.write(one), case.inputs), expected)
+
+
+def test_no_segment_holds_rows_that_are_computed_from_padding_alone():
+    def make(x):
+        x = keras.layers.Conv2D(4, 1, activation="relu", name="stem")(x)
+        x = keras.layers.ZeroPadding2D(((3, 0), (0, 0)))(x)
+        return logits(keras.layers.Conv2D(4, 3, activation="relu", name="far")(x))
+
+    case = small_case(make, (8, 8, 2))
+    net = case.quantized(uniform(case.net, bits=8))[1]
+    assert strips.ends(net) == ["stem"]
+    expected = fixed_net.predict(net, case.inputs)
+    in_strips = strips.cut(net, (Segment("stem", 8),))
+    np.testing.assert_array_equal(on_device(tflite.write(in_strips), case.inputs), expected)
+
+
 def test_groups_without_strips_cost_no_products(uniform_net):
     grouped = strips.grouped(uniform_net, "stem", 3)
     assert strips.macs(grouped) == strips.macs(uniform_net)
@@ -172,6 +210,15 @@ def test_a_plan_is_stored_only_if_it_is_tighter(uniform_net):
         tflite.write(in_strips, plan_memory=True).arena.head_bytes
         < tflite.write(in_strips).arena.head_bytes
     )
+
+
+def test_a_file_for_ethos_u_holds_no_plan_as_vela_would_keep_it_for_other_tensors(uniform_net):
+    layout = Layout((Segment("stem", 4), Segment("pw", 2)), 3)
+    net = layout.of(uniform_net)
+    assert tflite.write(net, plan_memory=True).offsets
+    for_ethos_u = tflite.write(net, target=targets.ETHOS_U, plan_memory=True)
+    assert not for_ethos_u.offsets
+    assert not for_ethos_u.model.metadata
 
 
 def test_a_limit_of_memory_is_met_with_the_least_computation(cases):

@@ -46,7 +46,15 @@ RESULTS = {
         "bits": {"stem": {"kernel": 4, "bias": 31, "map": 16}},
         "locations": {"meadow": PLACE},
     },
-    "verify": {"windows": 431, "mismatches": 0, "layers": "all 9 layers equal"},
+    "verify": {
+        "windows": 431,
+        "mismatches": 0,
+        "layer_windows": 10,
+        "layers": [
+            {"layer": "stem", "values": 4000, "keras_mismatches": 0, "tflm_mismatches": 0},
+            {"layer": "flatten", "values": 96, "keras_mismatches": None, "tflm_mismatches": 0},
+        ],
+    },
     "search": {
         "trials": 12,
         "cpu_seconds": 123.4,
@@ -132,9 +140,18 @@ def test_names_from_outside_cannot_become_markup(write_page, figure, evil):
 
 
 def test_mismatches_are_shown_as_a_failure(write_page):
-    results = {**RESULTS, "verify": {"windows": 9, "mismatches": 2, "layers": ""}}
+    results = {**RESULTS, "verify": {"windows": 9, "mismatches": 2, "layers": []}}
     assert 'class="verdict bad"' in write_page(results, {})
     assert 'class="verdict bad"' not in write_page(RESULTS, {})
+
+
+def test_layers_that_were_compared_are_one_sentence(write_page):
+    assert "4,096 values of 2 layers on 10 windows: all equal." in write_page(RESULTS, {})
+    results = copy.deepcopy(RESULTS)
+    results["verify"]["layers"][0]["tflm_mismatches"] = 3
+    page = write_page(results, {})
+    assert "4,096 values of 2 layers on 10 windows: differences in stem." in page
+    assert "tflm_mismatches" not in page
 
 
 def test_writing_leaves_the_results_as_they_were(write_page, figure):

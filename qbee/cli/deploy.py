@@ -29,7 +29,7 @@ _UNITS = {"": 1, "k": 1000, "ki": 1024, "m": 1000**2, "mi": 1024**2}
 def parsed_bytes(text: str) -> int:
     """Number of bytes in a text such as 200k."""
     found = re.fullmatch(r"(\d+)\s*(k|ki|m|mi|)b?", text.strip().lower())
-    if found is None:
+    if found is None or not int(found.group(1)):
         raise typer.BadParameter(f"{text!r} is no number of bytes such as 200000, 200k or 256Ki")
     return int(found.group(1)) * _UNITS[found.group(2)]
 
@@ -54,6 +54,7 @@ def export(
         float | None,
         typer.Option(
             min=1,
+            max=1000,
             help="Multiplications allowed, as a multiple, for computing layers in strips. Alone, "
             "it gives the smallest arena; with --max-arena, 1.3 unless given.",
         ),
@@ -61,6 +62,10 @@ def export(
     strict: Annotated[
         bool, typer.Option(help="Fail if anything is stored in more bits than asked for.")
     ] = False,
+    metadata: Annotated[
+        bool,
+        typer.Option(help="Keep front end, labels, threshold and training in the file, for qbee."),
+    ] = True,
     firmware: Annotated[
         bool, typer.Option(help="Also write a C++ library for Arduino, PlatformIO, Zephyr, CMake.")
     ] = False,
@@ -78,6 +83,7 @@ def export(
         max_arena_bytes=max_arena,
         max_recompute=max_recompute,
         is_strict=strict,
+        has_metadata=metadata,
     )
     with Terminal() as watcher:
         delivered = deployment.export(

@@ -66,7 +66,10 @@ def summary(results: dict[str, Any], out: Path) -> None:
     for message in left_out["skipped"]:
         console.print(f"  skipped: {message}", markup=False)
     print_line(f"Report: {out / 'report.html'}")
-    if check["mismatches"]:
+    in_layers = sum(
+        layer["tflm_mismatches"] + (layer["keras_mismatches"] or 0) for layer in check["layers"]
+    )
+    if check["mismatches"] or in_layers:
         raise typer.Exit(1)
 
 

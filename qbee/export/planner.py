@@ -37,8 +37,10 @@ class Layout:
 
     def of(self, net: FixedNet) -> FixedNet:
         """The network so computed."""
+        # Groups before dense layers, as only a convolution has groups.
+        net = strips.grouped(net, net.nodes[0].name, self.groups)
         net = strips.with_dense_pointwise(net) if self.has_dense else net
-        return strips.cut(strips.grouped(net, net.nodes[0].name, self.groups), self.segments)
+        return strips.cut(net, self.segments)
 
 
 @dataclass(frozen=True)

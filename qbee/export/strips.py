@@ -67,6 +67,9 @@ def _works_by_rows(net: FixedNet, item: FixedNode) -> bool:
     node = item.node
     if node.op in _POOLS:
         return node.padding == NO_PADDING
+    # A strip of rows that are computed from padding alone would read no row.
+    if max(node.padding[0]) >= node.window[0]:
+        return False
     # Of maps that are joined, only the number of channels may differ.
     axes = 2 if node.op == "concat_channels" else 3
     shapes = {_shape(net, name)[:axes] for name in node.inputs}

@@ -36,6 +36,8 @@ class Target:
     kernels : (type of the map, type of the kernel) that weighted operators take
     has_int4 : bool
         whether 4-bit kernels may be packed; they are int8 where not.
+    has_offline_plan : bool
+        whether the file may hold a plan of the arena
     largest_stride : int or None
         of convolutions
     """
@@ -45,6 +47,7 @@ class Target:
     operators: dict[int, tuple[int, ...]]
     kernels: tuple[tuple[int, int], ...]
     has_int4: bool = True
+    has_offline_plan: bool = True
     largest_stride: int | None = None
 
     def check(
@@ -95,6 +98,8 @@ ETHOS_U = Target(
     _COMMON,
     _INT4_AND_INT8[1:],
     has_int4=False,
+    # Vela 5.2 makes other tensors, and keeps the plan of those it was given.
+    has_offline_plan=False,
     # Vela 5.2 leaves longer ones to the CPU.
     largest_stride=3,
 )

@@ -196,7 +196,8 @@ def write(
     Parameters
     ----------
     plan_memory : bool
-        store an offline plan of the arena, if it is tighter than TFLite Micro's own.
+        store an offline plan of the arena, if it is tighter than TFLite Micro's own and the
+        target takes one.
     metadata : dict of name to bytes, optional
 
     Raises
@@ -216,7 +217,8 @@ def write(
         writer.author.metadata(key, content)
     tensors = {name: value.index for name, value in values.items()}
     model = writer.author.model([source.index], [output.index])
-    offsets = arena.offline_offsets(model) if plan_memory else None
+    is_planned = plan_memory and target.has_offline_plan
+    offsets = arena.offline_offsets(model) if is_planned else None
     if offsets is None:
         return Exported(model, tensors, writer.kernels)
     writer.author.metadata(OFFLINE_PLAN, np.array([1, 0, len(offsets), *offsets], "<i4").tobytes())

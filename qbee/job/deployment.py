@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from qbee.detector import MODEL
-from qbee.errors import ModelFileError, ParameterError
+from qbee.errors import ExportError, ModelFileError, ParameterError
 from qbee.export import float_file
 from qbee.export.delivery import Delivery, ExportSettings, deliver
 from qbee.files import make_folder, write_bytes, write_text
@@ -67,10 +67,19 @@ def export(
     if (folder / FILE).exists():
         if kind != "winner" and (out is None or Path(out).resolve() == folder.resolve()):
             raise ParameterError(f"kind={kind!r} must be given another folder to write to")
+        _check_finished(folder, kind)
+        if kind == "float" and (has_firmware or settings != DEFAULT_SETTINGS):
+            raise ParameterError("kind='float' goes without firmware, target and limits")
+        if (
+            out is not None
+            and (Path(out) / FILE).exists()
+            and Path(out).resolve() != folder.resolve()
+        ):
+            raise ParameterError(f"out={str(out)!r} is the folder of another job")
         job = verbs.resumed(folder, watcher)
         watcher.stage("Exporting the .tflite")
         if kind == "float":
-            return _in_float(job, settings, make_folder(out or folder), has_firmware)
+            return _in_float(job, make_folder(out or folder))
         return _of_job(job, settings, kind, out, has_firmware)
     if not (folder / KERAS_MODEL).exists():
         raise ModelFileError(f"{folder}: holds neither {FILE} of a job nor {KERAS_MODEL}")
@@ -78,12 +87,24 @@ def export(
         raise ParameterError(f"{folder}: firmware, int8 and float need a job of 'run'")
     watcher.stage("Exporting the .tflite")
     delivery = deliver(any_model.integers(folder / KERAS_MODEL), settings)
-    micro = MicroModel(delivery.exported.content, source=MODEL)
+    micro = on_device(delivery, settings)
     target = make_folder(out or folder)
     summary = delivery.summary() | {"arena_bytes": micro.arena_bytes()}
     write_text(target / FIDELITY, json.dumps(summary, indent=2) + "\n")
     write_bytes(target / MODEL, micro.content)
+    if target.resolve() == folder.resolve() and (folder / any_model.REPORT).exists():
+        # What else it says is of the integers, which are the same.
+        now = {"tflite_bytes": len(micro.content), "arena_bytes": micro.arena_bytes()}
+        report = any_model.Quantized.load(folder / any_model.REPORT)
+        report.model_copy(update=now).save(folder / any_model.REPORT)
     return Delivered(delivery, target, micro.arena_bytes(), len(micro.content))
+
+
+def _check_finished(folder: Path, kind: Kind) -> None:
+    """Refuse to train on the way to an export."""
+    name, verb = ("winner", "search") if kind == "winner" else ("float", "train")
+    if not (folder / "work" / f"{name}.json").exists():
+        raise ModelFileError(f"{folder}: this job is not finished; continue it with '{verb}'")
 
 
 def _of_job(
@@ -95,7 +116,7 @@ def _of_job(
         model, scores = job.plain_int8
         threshold = scores.threshold
     delivery = job.delivered(model, threshold, settings)
-    micro = MicroModel(delivery.exported.content, source=MODEL)
+    micro = on_device(delivery, settings)
     target = make_folder(out or job.folder)
     if target.resolve() == job.folder.resolve():
         # Results of another file must not stand beside this one.
@@ -103,14 +124,29 @@ def _of_job(
             (job.folder / name).unlink(missing_ok=True)
         settings.save(job.folder / EXPORT_SETTINGS)
     job.write_files(target, delivery, micro, threshold)
-    if has_firmware:
+    # Firmware of another model must not stand beside this one either.
+    if has_firmware or (target / FIRMWARE).exists():
         job.write_firmware(target / FIRMWARE, micro, threshold)
     return Delivered(delivery, target, micro.arena_bytes(), len(micro.content))
 
 
-def _in_float(job: Job, settings: ExportSettings, target: Path, has_firmware: bool) -> Delivered:
-    if has_firmware or settings != DEFAULT_SETTINGS:
-        raise ParameterError("kind='float' goes without firmware, target and limits")
+def on_device(delivery: Delivery, settings: ExportSettings) -> MicroModel:
+    """The file on TFLite Micro, which may need some bytes more than were predicted.
+
+    Raises
+    ------
+    ExportError
+        if its arena is larger than the settings allow.
+    """
+    micro = MicroModel(delivery.exported.content, source=MODEL)
+    limit, found = settings.max_arena_bytes, micro.arena_bytes()
+    if limit is not None and found > limit:
+        raise ExportError(f"max_arena={limit}: the arena has {found} bytes on TFLite Micro")
+    return micro
+
+
+def _in_float(job: Job, target: Path) -> Delivered:
     content = float_file.converted(job.trained[0])
+    micro = MicroModel(content, source=MODEL)
     write_bytes(target / MODEL, content)
-    return Delivered(None, target, MicroModel(content, source=MODEL).arena_bytes(), len(content))
+    return Delivered(None, target, micro.arena_bytes(), len(content))

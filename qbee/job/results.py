@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from qbee.detector import MODEL, scores_by_location
+from qbee.errors import ModelFileError
 from qbee.files import write_text
 from qbee.job.stages import Job
 from qbee.quantize import convert
@@ -76,22 +77,24 @@ def check_layers(job: Job) -> list[dict[str, Any]]:
     """Every feature map in all three on a few test windows, with the fidelity of its layer."""
     inputs = job.examples.inputs(np.asarray(job.fold.test)[:LAYER_WINDOWS])
     found = compare_layers(job.delivery, job.fine_tuned[0], inputs)
-    stored = {row.layer: row for row in job.delivery.fidelity.layers}
+    # Pools and reshapes have maps, but no sums.
+    stored = {row.layer: row for row in job.delivery.fidelity.layers if row.largest_sum is not None}
+    columns = ("largest_sum", "is_exact_in_float32")
+    sums = {name: (row.largest_sum, row.is_exact_in_float32) for name, row in stored.items()}
     return [
-        check.model_dump()
-        | {
-            "largest_sum": stored[check.layer].largest_sum,
-            "is_exact_in_float32": stored[check.layer].is_exact_in_float32,
-        }
+        check.model_dump() | dict(zip(columns, sums.get(check.layer, (None, True)), strict=True))
         for check in found
-        if check.layer in stored
     ]
 
 
 def compare_with_litert(job: Job) -> dict[str, Any]:
     """LiteRT beside TFLite Micro on some test windows; why not, where it is not installed."""
     test = np.asarray(job.fold.test)[:LITERT_WINDOWS]
-    found = trial.run(job.micro.content, source=MODEL, windows=job.examples.inputs(test))
+    try:
+        found = trial.run(job.micro.content, source=MODEL, windows=job.examples.inputs(test))
+    except ModelFileError as error:
+        # Such as limits of time or memory: the comparison is extra, the verification is not.
+        return {"litert_windows": 0, "litert": [], "litert_missing": str(error)}
     return {
         "litert_windows": found.windows,
         "litert": [one.model_dump() for one in found.litert],
@@ -161,7 +164,7 @@ def collect(job: Job) -> tuple[dict[str, Any], np.ndarray]:
         "int8": asdict(int8_scores) | {"tflite_bytes": int8_bytes},
         "winner": _winner(job, logits),
         "verify": verification.model_dump()
-        | {"layer_windows": LAYER_WINDOWS, "layers": check_layers(job)}
+        | {"layer_windows": min(LAYER_WINDOWS, len(job.fold.test)), "layers": check_layers(job)}
         | compare_with_litert(job),
         "search": _search(job),
     }

@@ -50,14 +50,15 @@ def _caption(found: Fidelity) -> str:
 def sentences(delivery: Delivery) -> Iterator[str]:
     """What was widened, and what the memory costs."""
     yield from delivery.fidelity.widened
-    segments = delivery.layout.segments
-    if segments or delivery.layout.groups > 1:
-        cuts = ", ".join(f"up to {s.end} in {s.strips} strips" for s in segments)
-        groups = f"; first convolution in {delivery.layout.groups} groups of channels"
-        yield (
-            f"Layers {cuts}{groups if delivery.layout.groups > 1 else ''}: "
-            f"{delivery.recompute:.2f} x the multiplications."
-        )
+    layout = delivery.layout
+    parts = [f"layers up to {s.end} in {s.strips} strips" for s in layout.segments]
+    if layout.groups > 1:
+        parts.append(f"first convolution in {layout.groups} groups of channels")
+    if layout.has_dense:
+        parts.append("1x1 convolutions of one step as dense layers")
+    if parts:
+        text = "; ".join(parts)
+        yield f"{text[0].upper()}{text[1:]}: {delivery.recompute:.2f} x the multiplications."
 
 
 def verification(found: dict[str, Any]) -> Table:

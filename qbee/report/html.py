@@ -46,6 +46,7 @@ def write(results: dict, images: dict[str, Path], path: Path) -> None:
         page = _template().render(
             r=results,
             models=_models(results),
+            layers=_compared_layers(results.get("verify") or {}),
             places=_places(results["data"]["splits"]),
             shared_places=_shared_places(results["data"]["splits"]),
             window_s=_window_s(results["front_end"]),
@@ -123,6 +124,17 @@ def _models(results: dict) -> list[dict]:
         }
         for name, scores, f1, size_bytes in rows
     ]
+
+
+def _compared_layers(verify: dict) -> str:
+    """Sentence on the feature maps that were compared, empty if none was."""
+    rows = verify.get("layers") or []
+    if not rows:
+        return ""
+    wrong = [r["layer"] for r in rows if r["tflm_mismatches"] or r["keras_mismatches"]]
+    found = f"differences in {', '.join(wrong)}" if wrong else "all equal"
+    values = sum(row["values"] for row in rows)
+    return f"{values:,} values of {len(rows)} layers on {verify['layer_windows']} windows: {found}."
 
 
 def _places(splits: dict) -> list[str]:

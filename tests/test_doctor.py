@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from qbee import cli, doctor
+from qbee.cli import models
 from qbee.doctor.grids import depends_on_call, inferred_step, quantized
 from qbee.doctor.records import Examination, Measures
 from qbee.doctor.rules import findings
@@ -639,7 +640,7 @@ def run(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["qbee", "doctor", *map(str, arguments)])
-        monkeypatch.setattr(cli, "console", Console(width=80))
+        monkeypatch.setattr(models, "console", Console(width=80))
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         return stopped.value.code, *capsys.readouterr()

@@ -51,8 +51,11 @@ def test_a_sliding_window_makes_as_many_results_as_in_tensorflow(padding):
 def test_nodes_with_weights_or_arithmetic_have_a_number_format_of_their_own():
     nodes = {op: Node("n", op, ("input",), (3,)) for op in OPS}
     assert [op for op in OPS if nodes[op].is_weighted] == ["conv", "depthwise", "dense"]
-    keep_their_inputs_format = ["max_pool", "average_pool", "sigmoid", "reshape"]
-    assert [op for op in OPS if not nodes[op].has_own_map] == keep_their_inputs_format
+    keep_their_inputs_format = {
+        *("max_pool", "average_pool", "sigmoid", "reshape"),
+        *("rows", "concat_rows", "concat_channels"),
+    }
+    assert {op for op in OPS if not nodes[op].has_own_map} == keep_their_inputs_format
     assert set(graph.CHANNEL_AXIS) == set(graph.WEIGHTED)
 
 

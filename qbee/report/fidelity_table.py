@@ -90,4 +90,4 @@ def comparisons(found: dict[str, Any]) -> Iterator[str]:
     if found["litert_missing"]:
         yield f"Not compared with LiteRT: {found['litert_missing']}."
     for one in found["litert"]:
-        yield f"{comparison(Comparison(**one))} ({found['litert_windows']} test windows)"
+        yield f"On {found['litert_windows']} test windows, {comparison(Comparison(**one))}"

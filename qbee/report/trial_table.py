@@ -89,4 +89,4 @@ def comparison(one: Comparison, *, is_float: bool = False) -> str:
         text += f", by at most {one.largest_difference:.3g}{unit}"
     if one.class_agreement is not None:
         text += f"; same class in {100 * one.class_agreement:.1f} %"
-    return f"{text}; {one.median_ms:.3g} ms."
+    return f"{text}." if one.median_ms is None else f"{text}; {one.median_ms:.3g} ms."

@@ -96,6 +96,8 @@ def export(
     console.print(
         f"{delivered.tflite_bytes} bytes; arena on TFLite Micro: {delivered.arena_bytes} bytes."
     )
+    sizes = {"arena_bytes": delivered.arena_bytes, "tflite_bytes": delivered.tflite_bytes}
+    print_line(fidelity_table.fits(**sizes))
     print_line(f"Model: {delivered.folder / 'model.tflite'}")
 
 

@@ -191,7 +191,7 @@ def write(
     Input 'mel' [1, *input_shape] and output 'logits' [1, out] are the codes of
     the network's input and output map, in int8 or int16. 4-bit kernels are packed where the maps
     have at most 8 bits and the target takes them, and stored as int8 elsewhere; 16-bit kernels are
-    int8 parts (see ``_stacked``, ``_split``).
+    int8 parts (see ``WeightedWriter``).
 
     Parameters
     ----------

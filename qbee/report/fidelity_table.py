@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from qbee.export import boards
 from qbee.export.delivery import Delivery
 from qbee.export.fidelity import Fidelity, LayerFidelity
 from qbee.report.trial_table import comparison
@@ -59,6 +60,12 @@ def sentences(delivery: Delivery) -> Iterator[str]:
     if parts:
         text = "; ".join(parts)
         yield f"{text[0].upper()}{text[1:]}: {delivery.recompute:.2f} x the multiplications."
+
+
+def fits(*, arena_bytes: int, tflite_bytes: int) -> str:
+    """Boards that the model leaves enough RAM and flash."""
+    names = boards.fitting(arena_bytes=arena_bytes, tflite_bytes=tflite_bytes)
+    return f"Leaves a quarter of RAM and flash free on: {', '.join(names) or 'no known board'}."
 
 
 def verification(found: dict[str, Any]) -> Table:

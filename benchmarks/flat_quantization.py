@@ -23,7 +23,7 @@ from qbee.quantize.fold import FoldedNet, fold
 from qbee.quantize.scheme import LayerBits, Scheme, uniform
 from qbee.records import Fold
 from qbee.train import metrics, weights
-from qbee.train.fit import Examples, TrainSettings, predict, tune
+from qbee.train.fit import Examples, Trainer, TrainSettings, predict
 
 SEED = embedded_data.SEED
 CALIBRATION_WINDOWS = 100
@@ -79,7 +79,8 @@ def scored(net: FoldedNet, maps: Maps, scheme: Scheme, examples, fold_, *, is_tu
     make_repeatable(SEED)
     model = convert.quantized_model(net, scheme, maps)
     if is_tuned:
-        tune(model, examples, train=fold_.train, settings=TUNING, seed=SEED)
+        trainer = Trainer(model, clip_value=TUNING.clip_value)
+        trainer.run(examples, train=fold_.train, settings=TUNING, seed=SEED)
     return f1(model, examples, fold_)
 
 

@@ -35,3 +35,7 @@ class ExportError(QbeeError):
 
 class StackError(QbeeError):
     """The installed TensorFlow, Keras or TFLite Micro cannot be used."""
+
+
+class StoreError(QbeeError):
+    """The store of a search cannot be reached, or is locked, full or read-only."""

@@ -145,10 +145,10 @@ def test_a_zero_kernel_has_the_free_step_1():
 def test_a_lower_limit_coarsens_only_the_channels_below_it(alpha):
     quantizer, x = kernel_quantizer("conv", 8, alpha), random_kernel("conv")
     free = quantizer.steps(x).numpy()
-    limit = np.float32(np.median(free))
+    limit = np.full_like(free, np.median(free))
     quantized, steps = (t.numpy() for t in quantizer.with_steps(x, lowest=limit))
     np.testing.assert_array_equal(steps, np.maximum(free, limit))
-    same = free.ravel() >= limit
+    same = (free >= limit).ravel()
     assert 0 < np.sum(same) < 8
     np.testing.assert_array_equal(quantized[..., same], quantizer(x).numpy()[..., same])
     np.testing.assert_array_equal((np.rint(quantized / steps) * steps).astype("f4"), quantized)

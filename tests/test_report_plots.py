@@ -14,12 +14,6 @@ from qbee.train.metrics import evaluate
 FRONT_END = FrontEnd(n_mels=16, n_frames=32)
 
 
-def trial(number, f1=0.9, size_bytes=20000, origin="bayesian"):
-    """Trial with its F1 as score."""
-    fields = {"number": number, "score": f1, "f1": f1}
-    return {**fields, "tflite_bytes": size_bytes, "origin": origin}
-
-
 def epoch(number, f1=0.8):
     """Entry of a training history."""
     losses = {"train_loss": 1 / number, "validation_loss": 1.2 / number}
@@ -89,23 +83,6 @@ def test_training_curves_of_any_length(path, histories):
     check_is_png(path)
 
 
-@pytest.mark.parametrize(
-    "trials",
-    [
-        [trial(0, origin="uniform 8"), trial(1, 0.95, 70000), trial(2, None), trial(3, 0.8, 9000)],
-        [trial(0)],
-        [trial(0, None)],
-        [trial(i, 0.5, 1000, f"origin {i}") for i in range(9)],
-        [],
-    ],
-)
-def test_search_plots_of_any_trials(path, trials):
-    search_plots.trial_scores(trials, path, 0)
-    check_is_png(path)
-    search_plots.pareto(trials, path, 0, {"int8": (0.9, 20000), "float": (None, 61000)})
-    check_is_png(path)
-
-
 def test_bits_of_many_layers(path):
     bits = {"kernel": 16, "bias": 31, "map": 4}
     search_plots.bits_per_layer({f"a_long_layer_name_{i}": bits for i in range(30)}, path)
@@ -143,9 +120,10 @@ def test_failed_plot_leaves_the_old_file_and_no_other(path):
 def test_plots_need_neither_pyplot_nor_tensorflow_and_leave_the_style_alone(path):
     code = (
         "import sys, pathlib, matplotlib;"
-        "from qbee.report import drawing, html, plots, search_plots;"
+        "from qbee.report import drawing, html, plots;"
+        "from qbee.report import bits_plot, front_plot, search_plots, space_plot;"
         "before = {key: matplotlib.rcParams[key] for key in drawing.STYLE};"
-        "search_plots.trial_scores([], pathlib.Path(sys.argv[1]), 0);"
+        "search_plots.trial_scores([], pathlib.Path(sys.argv[1]), metric='f1');"
         "assert before == {key: matplotlib.rcParams[key] for key in drawing.STYLE};"
         "assert not {'tensorflow', 'matplotlib.pyplot'} & set(sys.modules)"
     )

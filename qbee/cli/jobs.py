@@ -15,6 +15,7 @@ from qbee.cli.options import (
     AsJson,
     Augment,
     Balance,
+    Board,
     Epochs,
     Errors,
     FineTune,
@@ -23,6 +24,7 @@ from qbee.cli.options import (
     HowToStandardize,
     KernelSteps,
     Labels,
+    Limit,
     Model,
     OnError,
     Out,
@@ -32,9 +34,13 @@ from qbee.cli.options import (
     Standardize,
     Steps,
     StopAfter,
+    Strategy,
     TestLocation,
+    Top,
     Trials,
     Unannotated,
+    Workers,
+    limits_of,
 )
 from qbee.cli.terminal import Terminal, app, console, percent, print_line
 
@@ -77,7 +83,7 @@ def summary(results: dict[str, Any], out: Path) -> None:
 def demo(
     out: Out = Path("demo_out"),
     epochs: Epochs = 20,
-    trials: Trials = 10,
+    trials: Trials = None,
     seed: Seed = 0,
 ) -> None:
     """Do the whole job on generated soundscapes: the quickest way to see what qbee does."""
@@ -125,7 +131,12 @@ def run(
     model: Model,
     out: Out,
     epochs: Epochs = 20,
-    trials: Trials = 10,
+    trials: Trials = None,
+    strategy: Strategy = None,
+    limit: Limit = None,
+    board: Board = None,
+    top: Top = None,
+    workers: Workers = 1,
     fine_tune_epochs: FineTune = 5,
     folds: Folds = 5,
     seed: Seed = 0,
@@ -142,8 +153,10 @@ def run(
     """Do the whole job: labelled recordings in, a verified .tflite out. Resumes if interrupted."""
     from qbee.job import verbs
 
+    given = dict(ctx.params)
+    limits = limits_of(given.pop("limit"), given.pop("board"))
     with Terminal() as watcher:
-        results = verbs.run(**ctx.params, watcher=watcher)
+        results = verbs.run(**given, limits=limits, watcher=watcher)
     summary(results, out)
 
 
@@ -154,7 +167,6 @@ def train(
     model: Model,
     out: Out,
     epochs: Epochs = 20,
-    trials: Trials = 10,
     fine_tune_epochs: FineTune = 5,
     folds: Folds = 5,
     seed: Seed = 0,
@@ -177,22 +189,6 @@ def train(
     console.print(
         f"Float F1 {percent(scores.f1)} on {scores.windows} test windows, "
         f"{scores.positives} with buzz."
-    )
-
-
-@app.command()
-def search(out: Folder) -> None:
-    """Second stage: search the bit widths of every layer and fine-tune the winner."""
-    from qbee.job import verbs
-
-    with Terminal() as watcher:
-        winner = verbs.search(out, watcher=watcher).winner
-    found = winner.measured
-    console.print(
-        f"Winner: trial {winner.number} ({winner.origin}), validation F1 {percent(found.f1)}, "
-        f"{found.tflite_bytes} bytes. Scheme: {out / 'scheme.json'}",
-        markup=False,
-        soft_wrap=True,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import reduce
 from pathlib import Path
 from typing import Annotated
 
@@ -64,7 +65,29 @@ Folds = Annotated[
     int,
     typer.Option(min=3, help="Parts the recordings are cut into: one validates, one is scored."),
 ]
-Trials = Annotated[int, typer.Option(min=1, help="Bit-width schemes to try.")]
+Trials = Annotated[
+    int | None,
+    typer.Option(min=1, help="Trials in all; 16 if never said, and more continue a search."),
+]
+Strategy = Annotated[
+    str | None,
+    typer.Option(help="What proposes trials: sensitivity, bayesian, nsga2, tpe or random."),
+]
+Objectives = Annotated[
+    list[str] | None,
+    typer.Option("--objective", help="A metric or a cost, given twice or more: the front's axes."),
+]
+Limit = Annotated[
+    list[str] | None,
+    typer.Option(help="Highest cost, such as 'tflite_bytes<=48k' or 'arena_bytes<=200k'."),
+]
+Board = Annotated[
+    str | None, typer.Option(help="Keep within the RAM and flash of a microcontroller's board.")
+]
+Top = Annotated[
+    int | None, typer.Option(min=1, help="Trials of the front to fine-tune; the best wins.")
+]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that measure trials.")]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, help="Equal seeds give equal results on one machine.")
 ]
@@ -101,3 +124,18 @@ TestLocation = Annotated[
 ]
 Folder = Annotated[Path, typer.Argument(help="Result folder of a job.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+
+
+def limits_of(limit: list[str] | None, board: str | None):
+    """Limits given by hand and by a board; None if there are none.
+
+    Raises
+    ------
+    ParameterError
+        naming what is wrong with one.
+    """
+    from qbee.search import limits
+
+    given = [limits.parse(text) for text in limit or []]
+    given += [limits.of_board(board)] if board else []
+    return reduce(limits.Limits.merged, given) if given else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qbee.errors import ParameterError
+
 # Left for stack, front end, drivers and the program around the detector.
 RAM_SHARE, FLASH_SHARE = 0.75, 0.75
 _KIB = 1024
@@ -28,10 +30,19 @@ class Board:
     flash_bytes: int
     source: str
 
+    @property
+    def max_arena_bytes(self) -> int:
+        """Largest arena that leaves a quarter of the RAM to everything else."""
+        return int(RAM_SHARE * self.ram_bytes)
+
+    @property
+    def max_tflite_bytes(self) -> int:
+        """Largest file that leaves a quarter of the flash to everything else."""
+        return int(FLASH_SHARE * self.flash_bytes)
+
     def fits(self, *, arena_bytes: int, tflite_bytes: int) -> bool:
         """Whether a model leaves a quarter of RAM and flash to everything else."""
-        has_ram = arena_bytes <= RAM_SHARE * self.ram_bytes
-        return has_ram and tflite_bytes <= FLASH_SHARE * self.flash_bytes
+        return arena_bytes <= self.max_arena_bytes and tflite_bytes <= self.max_tflite_bytes
 
 
 BOARDS = (
@@ -44,6 +55,21 @@ BOARDS = (
     Board("STM32L4R5", 640 * _KIB, 2048 * _KIB, "ST DS12023"),
     Board("Apollo4", 1843 * _KIB, 2048 * _KIB, "Ambiq Apollo4 SoC Datasheet"),
 )
+
+
+def get(name: str) -> Board:
+    """Board of this name, in capitals or not.
+
+    Raises
+    ------
+    ParameterError
+        listing the known names.
+    """
+    by_name = {board.name.casefold(): board for board in BOARDS}
+    if name.casefold() not in by_name:
+        known = ", ".join(board.name for board in BOARDS)
+        raise ParameterError(f"board={name!r} must be one of {known}")
+    return by_name[name.casefold()]
 
 
 def fitting(*, arena_bytes: int, tflite_bytes: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,15 @@ from typing import Any
 import numpy as np
 
 from qbee.job.stages import Job
-from qbee.report import html, plots, search_plots
+from qbee.report import bits_plot, front_plot, html, plots, search_plots
+from qbee.report.front_plot import Beside
+from qbee.search.score import Bomp
+from qbee.search.strategy import objective
+from qbee.search.trial import Trial
 from qbee.train import metrics
 
 REPORT = "report.html"
+SIZE = "tflite_bytes"
 EXAMPLES = 8
 
 
@@ -33,10 +39,61 @@ def _examples(probability: np.ndarray, labels: np.ndarray, threshold: float) -> 
     return np.array(chosen, int)
 
 
-def _trials(job: Job) -> list[dict[str, Any]]:
-    return [
-        {"number": t.number, "origin": t.origin, **t.measured.model_dump()} for t in job.searched
-    ]
+def draw_search(job: Job) -> dict[str, Path]:
+    """Draw what a search found; pictures by name."""
+    names = ("trial_scores", "accuracy_vs_size", "bits_per_point", "hypervolume")
+    paths = {name: job.folder / f"{name}.png" for name in names}
+    search, space = job.search, job.settings.space
+    trials, winner = search.trials, job.winner.number
+    search_plots.trial_scores(trials, paths["trial_scores"], metric=space.metric, winner=winner)
+    front_plot.accuracy_vs_size(
+        trials,
+        paths["accuracy_vs_size"],
+        metric=space.metric,
+        winner=winner,
+        beside=_beside(job),
+    )
+    bits_plot.bits_per_point(trials, paths["bits_per_point"], metric=space.metric)
+    objectives = search.settings.objectives[:2]
+    references = [_worst(search.trials, name) for name in objectives]
+    search_plots.hypervolume(
+        {search.settings.strategy: trials},
+        paths["hypervolume"],
+        objectives=objectives,
+        reference=references,
+    )
+    return paths
+
+
+def _worst(trials: list[Trial], name: str) -> float:
+    """Worst value of a metric or cost among finished trials."""
+    finished = [trial for trial in trials if trial.measured is not None]
+    worst = max((objective(trial, name) for trial in finished), default=1.0)
+    return abs(worst)
+
+
+def _beside(job: Job) -> Beside:
+    """Uniform schemes, float, and fine-tuned trials, all scored on validation windows."""
+    metric, search = job.settings.space.metric, job.search
+    baselines = search.baselines()
+    parameters = sum(int(np.prod(w.shape)) for w in job.trained[0].trainable_weights)
+    validation = job.split.logits(job.trained[0], "validation")
+    floats = metrics.get(metric)(job.labels_of("validation"), validation)
+    tuned = {one.trial.number: one.again.measured for one in job.contenders}
+    return Beside(
+        references={n: (m.metrics[metric], m.costs[SIZE]) for n, m in baselines.items()},
+        float_model=(floats, 4 * parameters),
+        tuned={n: (m.metrics[metric], m.costs[SIZE]) for n, m in tuned.items() if m},
+        score=_score_of_size(job),
+    )
+
+
+def _score_of_size(job: Job) -> Callable[[float, float], float] | None:
+    """Score of a metric and bytes, where it depends on nothing else."""
+    score = job.settings.space.score
+    if not isinstance(score, Bomp):
+        return None
+    return lambda metric, size_bytes: score.score(metric, size_bits=8 * size_bytes)
 
 
 def _draw_examples(job: Job, probability: np.ndarray, path: Path) -> None:
@@ -62,10 +119,8 @@ def draw(job: Job, results: dict[str, Any], probability: np.ndarray) -> None:
     probability : np.ndarray [shape=(test windows,)]
         of the exported model, from TFLite Micro.
     """
-    names = ("mel_examples", "training_curves", "trial_scores", "pareto", "bits_per_layer",
-             "confusion_and_pr")  # fmt: skip
+    names = ("mel_examples", "training_curves", "bits_per_layer", "confusion_and_pr")
     paths = {name: job.folder / f"{name}.png" for name in names}
-    trials, winner = _trials(job), job.winner.number
     histories = {"float": job.trained[1], "winner, quantized": job.fine_tuned[1]}
     _draw_examples(job, probability, paths["mel_examples"])
     plots.training_curves(
@@ -73,12 +128,8 @@ def draw(job: Job, results: dict[str, Any], probability: np.ndarray) -> None:
         paths["training_curves"],
         title=f"{job.settings.model}: training, validated on {len(job.fold.validation)} windows",
     )
-    search_plots.trial_scores(trials, paths["trial_scores"], winner)
-    # Trials are scored on validation windows, so float is drawn beside them as scored there.
-    beside = {"float": (job.float_scores[1], results["float"]["size_bytes"])}
-    search_plots.pareto(trials, paths["pareto"], winner, references=beside)
     search_plots.bits_per_layer(results["winner"]["bits"], paths["bits_per_layer"])
     labels = job.labels_of("test")
     scores = metrics.evaluate(labels, probability, threshold=job.threshold)
     plots.confusion_and_pr(labels, probability, job.threshold, scores, paths["confusion_and_pr"])
-    html.write(results, paths, job.folder / REPORT)
+    html.write(results, paths | draw_search(job), job.folder / REPORT)

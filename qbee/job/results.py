@@ -15,11 +15,11 @@ import numpy as np
 from qbee.detector import MODEL, scores_by_location
 from qbee.errors import ModelFileError
 from qbee.files import write_text
-from qbee.job.stages import Job
+from qbee.job.stages import Job, Tuned
 from qbee.quantize import convert
 from qbee.records import Window
 from qbee.runtime import trial
-from qbee.search import pareto, tuner
+from qbee.search import choice
 from qbee.train import metrics
 from qbee.verify import Verification, compare, compare_layers
 
@@ -128,22 +128,41 @@ def _winner(job: Job, logits: np.ndarray) -> dict[str, Any]:
 
 
 def _search(job: Job) -> dict[str, Any]:
-    space = job.settings.space
-    trials = job.searched
-    front = pareto.front([t.measured.f1 for t in trials], [t.measured.tflite_bytes for t in trials])
+    space, search = job.settings.space, job.search
+    finished = [t.measured for t in search.trials if t.measured is not None]
+    winner = job.winner.measured
+    assert winner is not None
     return {
-        "trials": len(trials),
-        "cpu_seconds": round(sum(t.measured.cpu_seconds for t in trials), 1),
-        "schemes": space.size(job.folded.weighted),
+        "strategy": search.settings.strategy,
+        "objectives": list(search.settings.objectives),
+        "limits": search.settings.limits.at_most,
+        "scored_on": search.settings.across,
+        "trials": len(search.trials),
+        "failed": sum(trial.state == "failed" for trial in search.trials),
+        "cpu_seconds": round(sum(measured.cpu_seconds for measured in finished), 1),
+        "schemes": search.domain.size,
         "winner_trial": job.winner.number,
         "pareto": [
-            {"trial": t.number, "f1": t.measured.f1, "tflite_bytes": t.measured.tflite_bytes}
-            for t in (trials[i] for i in front)
+            {"trial": trial.number, **trial.measured.metrics, **trial.measured.costs}
+            for trial in search.front
+            if trial.measured is not None
         ],
-        "validation_f1": {"float": job.float_scores[1], "winner": job.winner.measured.f1},
-        "rule": tuner.rule_of(
-            job.winner, float_f1=job.float_scores[1], max_f1_drop=space.max_f1_drop
-        ),
+        "fine_tuned": [_contender(job, tuned) for tuned in job.contenders],
+        "validation_f1": {"float": search.float_f1, "winner": winner.metrics["f1"]},
+        "rule": choice.rule_of(job.winner, float_f1=search.float_f1, max_f1_drop=space.max_f1_drop),
+    }
+
+
+def _contender(job: Job, tuned: Tuned) -> dict[str, Any]:
+    """A fine-tuned trial on validation windows, which chose, and test windows, which did not."""
+    measured = tuned.again.measured
+    assert measured is not None
+    return {
+        "trial": tuned.trial.number,
+        "tflite_bytes": measured.costs["tflite_bytes"],
+        "arena_bytes": measured.costs["arena_bytes"],
+        "validation_f1": measured.metrics["f1"],
+        "test_f1": job.split.scores(tuned.model).f1,
     }
 
 

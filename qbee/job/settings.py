@@ -13,9 +13,10 @@ import qbee
 from qbee.errors import LabelError, ParameterError
 from qbee.quantize.sharing import Steps
 from qbee.records import FrontEnd, Record
+from qbee.search.limits import Limits
 from qbee.search.space import SearchSpace
 
-FILE = "job.json"
+FILE, SEARCH_FILE = "job.json", "search.json"
 # numpy and TensorFlow take 32 bits.
 MAX_SEED = 2**32 - 1
 
@@ -29,7 +30,6 @@ class JobSettings(Record):
     front_end: FrontEnd
     space: SearchSpace
     epochs: int = Field(ge=1)
-    trials: int = Field(ge=1)
     fine_tune_epochs: int = Field(ge=1)
     folds: int = Field(ge=3)
     seed: int = Field(ge=0, le=MAX_SEED)
@@ -40,6 +40,26 @@ class JobSettings(Record):
     unannotated: Literal["ignore", "no_buzz", "uncertain"]
     test_location: str | None
     steps: Steps = "channel"
+
+
+class SearchSettings(Record):
+    """What is asked of a search, kept as it was last asked for; trials are kept whatever it is.
+
+    Attributes
+    ----------
+    trials : as many are measured in all
+    objectives : a metric and a cost, or more, whose front is looked for
+    across : folds on which a trial is scored: the job's validation windows, or inner folds of
+        all but its test windows, by recordings ('cv') or leaving one location out ('lolo')
+    top : trials of the front that are fine-tuned, of which the best wins
+    """
+
+    strategy: str = "sensitivity"
+    trials: int = Field(16, ge=1)
+    objectives: tuple[str, ...] = ("loss", "tflite_bytes")
+    limits: Limits = Limits()
+    across: Literal["holdout", "cv", "lolo"] = "holdout"
+    top: int = Field(1, ge=1)
 
 
 def digest(path: Path) -> str:

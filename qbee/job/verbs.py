@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -12,14 +12,31 @@ from qbee.detector import MODEL
 from qbee.errors import ModelFileError, ParameterError
 from qbee.files import make_folder, read_json
 from qbee.job import outputs, results
-from qbee.job.settings import FILE, JobSettings, check, default_space, digest
+from qbee.job.helpers import helping
+from qbee.job.settings import (
+    FILE,
+    SEARCH_FILE,
+    JobSettings,
+    SearchSettings,
+    check,
+    default_space,
+    digest,
+)
 from qbee.job.stages import Job
 from qbee.job.watcher import Watcher
 from qbee.models import registry
 from qbee.quantize import fold
 from qbee.quantize.sharing import Steps
-from qbee.search.space import SearchSpace
+from qbee.records import Record
+from qbee.search import choice, strategies
+from qbee.search.limits import Limits
+from qbee.search.space import Domain, SearchSpace
+from qbee.search.strategy import check_objectives
+from qbee.search.trial import Trial
+from qbee.train import metrics
 
+R = TypeVar("R", bound=Record)
+SEARCH_ARGUMENTS = {*SearchSettings.model_fields, "workers", "logs"}
 DEMO_MODEL = "beenet3"
 # Large validation and test parts, as recordings cost nothing here.
 DEMO_FOLDS, DEMO_RECORDINGS_PER_LOCATION = 4, 10
@@ -31,7 +48,6 @@ def begun(
     out: Path,
     *,
     epochs: int = 20,
-    trials: int = 10,
     fine_tune_epochs: int = 5,
     folds: int = 5,
     seed: int = 0,
@@ -78,7 +94,6 @@ def begun(
         "front_end": {"standardize": standardize},
         "space": default_space() if space is None else SearchSpace.load(space),
         "epochs": epochs,
-        "trials": trials,
         "fine_tune_epochs": fine_tune_epochs,
         "folds": folds,
         "seed": seed,
@@ -90,24 +105,57 @@ def begun(
         "test_location": test_location,
         "steps": steps,
     }
-    settings = _validated(given)
+    settings = validated(JobSettings, given)
     network = registry.build(model, n_mels=settings.front_end.n_mels)
-    settings.space.groups_of(fold.fold(network).weighted)
+    Domain(settings.space, fold.fold(network))
+    metrics.get(settings.space.metric)
     folder = make_folder(out)
     check(folder, settings)
     return Job(folder, settings, watcher)
 
 
-def _validated(given: dict[str, Any]) -> JobSettings:
+def validated(kind: type[R], given: dict[str, Any]) -> R:
+    """Settings from values by name.
+
+    Raises
+    ------
+    ParameterError
+        naming the first value that is wrong.
+    """
     try:
-        return JobSettings.model_validate(given)
+        return kind.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ParameterError(f"{first['loc'][0]}={first['input']!r}: {first['msg']}") from error
+        where = ".".join(str(part) for part in first["loc"])
+        raise ParameterError(f"{where}={first['input']!r}: {first['msg']}") from error
 
 
-def resumed(out: Path, watcher: Watcher | None = None) -> Job:
+def ask(job: Job, wanted: dict[str, Any]) -> None:
+    """Keep what is asked of the job's search; what is None stays as it was.
+
+    Raises
+    ------
+    ParameterError
+        naming the first value that is wrong.
+    """
+    before = job.search_settings
+    given = {name: value for name, value in wanted.items() if value is not None}
+    settings = validated(SearchSettings, before.model_dump() | given)
+    strategies.get(settings.strategy)
+    check_objectives(settings.objectives)
+    if settings != before:
+        # They belong to another search.
+        (job.folder / results.FILE).unlink(missing_ok=True)
+    settings.save(job.folder / SEARCH_FILE)
+
+
+def resumed(out: Path, watcher: Watcher | None = None, *, store: str | None = None) -> Job:
     """Job that was begun in ``out``.
+
+    Parameters
+    ----------
+    store : str, optional
+        journal of the search, if not the folder's own: "grpc://<host>:<port>"
 
     Raises
     ------
@@ -117,7 +165,7 @@ def resumed(out: Path, watcher: Watcher | None = None) -> Job:
     path = Path(out) / FILE
     if not path.exists():
         raise ModelFileError(f"{path}: no job was begun in this folder; begin one with 'train'")
-    return Job(Path(out), JobSettings.load(path), watcher)
+    return Job(Path(out), JobSettings.load(path), watcher, store=store)
 
 
 def train(labels: Path, model: str, out: Path, **settings) -> Job:
@@ -127,11 +175,46 @@ def train(labels: Path, model: str, out: Path, **settings) -> Job:
     return job
 
 
-def search(out: Path, *, watcher: Watcher | None = None) -> Job:
-    """Search bit widths for the float model in ``out`` and fine-tune the winner."""
-    job = resumed(out, watcher)
-    _search(job)
+def search(
+    out: Path,
+    *,
+    workers: int = 1,
+    store: str | None = None,
+    logs: Path | None = None,
+    watcher: Watcher | None = None,
+    **wanted,
+) -> Job:
+    """Search bit widths for the float model in ``out`` and fine-tune the winner.
+
+    Continues the search that is there, also with another strategy, more trials or other limits.
+
+    Parameters
+    ----------
+    workers : processes on this machine that measure trials
+    store : journal to use instead of the folder's own, as of ``resumed``
+    logs : folder for TensorBoard
+    wanted : ``strategy``, ``trials``, ``objectives``, ``limits``, ``across`` and ``top``, as
+        ``SearchSettings`` has them; by default as last asked for
+    """
+    job = resumed(out, watcher, store=store)
+    ask(job, wanted)
+    _search(job, workers=workers, logs=logs)
+    outputs.draw_search(job)
     return job
+
+
+def pick(out: Path, limits: Limits, *, metric: str = "f1") -> Trial:
+    """The whole trial of highest metric within limits; its scheme can be exported or read.
+
+    Raises
+    ------
+    ParameterError
+        if no trial keeps the limits; the message has the smallest cost found.
+    """
+    metrics.get(metric)
+    search = resumed(out).search
+    whole = choice.eligible(search.journal.trials, fidelity=search.space.fidelity)
+    return choice.best_within(whole, limits, metric=metric)
 
 
 def verify(out: Path, *, watcher: Watcher | None = None) -> dict[str, Any]:
@@ -142,9 +225,14 @@ def verify(out: Path, *, watcher: Watcher | None = None) -> dict[str, Any]:
 def run(labels: Path, model: str, out: Path, **settings) -> dict[str, Any]:
     """Do the whole job and give its results; an interrupted one continues where it stopped.
 
-    Takes the keyword arguments of ``begun``: ``epochs``, ``trials``, ``seed``, ``on_error``...
+    Takes the keyword arguments of ``begun``, such as ``epochs``, ``seed`` and ``on_error``, and
+    those of ``search``, such as ``trials`` and ``workers``.
     """
-    return _finished(begun(labels, model, out, **settings))
+    of_search = {name: settings.pop(name) for name in SEARCH_ARGUMENTS & settings.keys()}
+    workers, logs = of_search.pop("workers", 1), of_search.pop("logs", None)
+    job = begun(labels, model, out, **settings)
+    ask(job, of_search)
+    return _finished(job, workers=workers, logs=logs)
 
 
 def demo(out: Path, **settings) -> dict[str, Any]:
@@ -162,13 +250,13 @@ def demo(out: Path, **settings) -> dict[str, Any]:
     return run(labels, DEMO_MODEL, out, folds=DEMO_FOLDS, **settings)
 
 
-def _finished(job: Job) -> dict[str, Any]:
+def _finished(job: Job, *, workers: int, logs: Path | None) -> dict[str, Any]:
     finished = (FILE, results.FILE, MODEL, outputs.REPORT)
     if all((job.folder / name).exists() for name in finished):
         job.watcher.note("This job is finished; its results are shown again.")
         return read_json(job.folder / results.FILE)
     _train(job)
-    _search(job)
+    _search(job, workers=workers, logs=logs)
     _export(job)
     return _verify(job)
 
@@ -180,11 +268,14 @@ def _train(job: Job) -> None:
     _ = job.trained
 
 
-def _search(job: Job) -> None:
-    job.watcher.stage(f"Searching bit widths, {job.settings.trials} trials")
+def _search(job: Job, *, workers: int, logs: Path | None) -> None:
+    settings = job.search_settings
+    job.watcher.stage(f"Searching bit widths, {settings.trials} trials by {settings.strategy}")
+    job.search.prepare()
+    with helping(job.folder, workers - 1, store=job.store):
+        job.search.run(logs=logs)
+    job.watcher.stage(f"Fine-tuning {settings.top} of the front")
     _ = job.winner
-    job.watcher.stage(f"Fine-tuning the winner, trial {job.winner.number}")
-    _ = job.fine_tuned
 
 
 def _export(job: Job) -> None:

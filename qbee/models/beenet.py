@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qbee.keras import keras
-from qbee.models.blocks import normalised
+from qbee.models.blocks import normalised, scaled
 from qbee.models.registry import register
 
 # (filters of the pointwise convolution, max-pool after it) per block; the stem is always
@@ -32,21 +32,21 @@ def _pooled(x, pool: int, name: str):
     return keras.layers.MaxPooling2D(pool, name=name)(x)
 
 
-def _build(name: str, *, n_mels: int, n_frames: int):
+def _build(name: str, *, n_mels: int, n_frames: int, width: int):
     x = inputs = keras.Input((n_mels, n_frames, 1), name="mel")
     filters, pool = STEM
-    x = _pooled(_convolution(x, filters, 3, "stem"), pool, "stem_pool")
+    x = _pooled(_convolution(x, scaled(filters, width), 3, "stem"), pool, "stem_pool")
     for number, (filters, pool) in enumerate(ROWS[name], start=1):
         block = f"block{number}"
-        x = _convolution(_depthwise(x, f"{block}_dw"), filters, 1, f"{block}_pw")
+        x = _convolution(_depthwise(x, f"{block}_dw"), scaled(filters, width), 1, f"{block}_pw")
         x = _pooled(x, pool, f"{block}_pool")
     logits = keras.layers.Dense(2, name="head")(keras.layers.Flatten(name="flatten")(x))
     return keras.Model(inputs, logits, name=name)
 
 
 def _builder(name: str) -> Callable:
-    def builder(*, n_mels: int, n_frames: int):
-        return _build(name, n_mels=n_mels, n_frames=n_frames)
+    def builder(*, n_mels: int, n_frames: int, width: int):
+        return _build(name, n_mels=n_mels, n_frames=n_frames, width=width)
 
     return builder
 

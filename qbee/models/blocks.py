@@ -18,3 +18,8 @@ def normalised(x, layer, activation: str = "relu"):
         return x
     limit = 6.0 if activation == "relu6" else None
     return keras.layers.ReLU(limit, name=f"{layer.name}_{activation}")(x)
+
+
+def scaled(filters: int, width: int) -> int:
+    """``width`` percent of a layer's filters; at least one."""
+    return max(round(filters * width / 100), 1)

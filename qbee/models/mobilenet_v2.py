@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qbee.keras import keras
-from qbee.models.blocks import normalised
+from qbee.models.blocks import normalised, scaled
 from qbee.models.registry import register
 
 # Expansion, output channels, repetitions and first stride of each stage (their table 2).
@@ -37,15 +37,17 @@ def _bottleneck(x, expansion: int, filters: int, strides: int, name: str):
 
 
 @register("mobilenet_v2")
-def mobilenet_v2(*, n_mels: int, n_frames: int):
-    """Inverted residuals of width 1, without the channels of a colour image."""
+def mobilenet_v2(*, n_mels: int, n_frames: int, width: int):
+    """Inverted residuals, without the channels of a colour image."""
     inputs = keras.Input((n_mels, n_frames, 1), name="mel")
-    x = _convolution(inputs, STEM, 3, "stem", strides=2)
+    x = _convolution(inputs, scaled(STEM, width), 3, "stem", strides=2)
     for stage, (expansion, filters, count, first) in enumerate(STAGES, start=1):
         for number in range(count):
             strides = first if number == 0 else 1
-            x = _bottleneck(x, expansion, filters, strides, f"block{stage}_{number + 1}")
-    x = _convolution(x, LAST, 1, "last")
+            x = _bottleneck(
+                x, expansion, scaled(filters, width), strides, f"block{stage}_{number + 1}"
+            )
+    x = _convolution(x, scaled(LAST, width), 1, "last")
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     x = keras.layers.Dropout(DROPOUT, name="dropout")(x)
     return keras.Model(inputs, keras.layers.Dense(2, name="head")(x), name="mobilenet_v2")

@@ -10,7 +10,7 @@ _BUILDERS: dict[str, Callable] = {}
 
 
 def register(name: str) -> Callable:
-    """Decorator that makes a builder ``f(n_mels, n_frames) -> keras.Model`` known as ``name``."""
+    """Decorator that makes ``f(n_mels, n_frames, width) -> keras.Model`` known as ``name``."""
 
     def remember(builder: Callable) -> Callable:
         _BUILDERS[name] = builder
@@ -37,12 +37,14 @@ def check(name: str) -> str:
     return name
 
 
-def build(name: str, *, n_mels: int = 128, n_frames: int = 128):
+def build(name: str, *, n_mels: int = 128, n_frames: int = 128, width: int = 100):
     """Untrained float Keras model: mel images [n, n_mels, n_frames, 1] to class logits [n, 2].
+
+    ``width`` is the percentage of every layer's channels.
 
     Raises
     ------
     ParameterError
         if no model has this name; the message lists the known ones.
     """
-    return _BUILDERS[check(name)](n_mels=n_mels, n_frames=n_frames)
+    return _BUILDERS[check(name)](n_mels=n_mels, n_frames=n_frames, width=width)

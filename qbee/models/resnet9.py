@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from qbee.keras import keras
-from qbee.models.blocks import normalised
+from qbee.models.blocks import normalised, scaled
 from qbee.models.registry import register
+
+# Of conv1 to conv4.
+FILTERS = (64, 128, 256, 512)
 
 
 def _convolution(x, filters: int, name: str, *, pool: int = 1):
@@ -19,12 +22,13 @@ def _residual(x, filters: int, name: str):
 
 
 @register("resnet9")
-def resnet9(*, n_mels: int, n_frames: int):
+def resnet9(*, n_mels: int, n_frames: int, width: int):
     """Four convolutions with biases, and residual pairs after the second and the fourth."""
     x = inputs = keras.Input((n_mels, n_frames, 1), name="mel")
-    x = _convolution(_convolution(x, 64, "conv1"), 128, "conv2", pool=2)
-    x = _residual(x, 128, "res1")
-    x = _convolution(_convolution(x, 256, "conv3", pool=2), 512, "conv4", pool=2)
-    x = keras.layers.MaxPooling2D(4, name="last_pool")(_residual(x, 512, "res2"))
+    first, second, third, fourth = (scaled(filters, width) for filters in FILTERS)
+    x = _convolution(_convolution(x, first, "conv1"), second, "conv2", pool=2)
+    x = _residual(x, second, "res1")
+    x = _convolution(_convolution(x, third, "conv3", pool=2), fourth, "conv4", pool=2)
+    x = keras.layers.MaxPooling2D(4, name="last_pool")(_residual(x, fourth, "res2"))
     logits = keras.layers.Dense(2, name="head")(keras.layers.Flatten(name="flatten")(x))
     return keras.Model(inputs, logits, name="resnet9")

@@ -62,6 +62,22 @@ def _check_sums(net: FoldedNet, found: dict[str, MapType]) -> None:
             )
 
 
+def formats_of(net: FoldedNet, scheme: Scheme, maps: Maps) -> dict[str, MapType]:
+    """Number format of the input and of every node under a scheme.
+
+    Raises
+    ------
+    ParameterError
+        if the scheme names other layers than the network has, or the device cannot run it.
+    """
+    scheme.check(net)
+    widths = {INPUT: scheme.input_bits} | {n: b.map for n, b in scheme.layers.items()}
+    found = formats(net, maps, widths)
+    _check_sigmoids(net, found)
+    _check_sums(net, found)
+    return found
+
+
 def quantized_model(
     net: FoldedNet,
     scheme: Scheme,
@@ -89,11 +105,7 @@ def quantized_model(
     ParameterError
         if the scheme names other layers than the network has, or the device cannot run it.
     """
-    scheme.check(net)
-    widths = {INPUT: scheme.input_bits} | {n: b.map for n, b in scheme.layers.items()}
-    found = formats(net, maps, widths)
-    _check_sigmoids(net, found)
-    _check_sums(net, found)
+    found = formats_of(net, scheme, maps)
     inputs = keras.Input(net.input_shape, name="mel")
     # As a string, because Keras can neither clone nor load a QActivation with an object.
     quantizer = str(quantized_bits_featuremap.of(found[INPUT]))

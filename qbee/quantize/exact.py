@@ -11,6 +11,7 @@ from qbee.keras import tf
 from qbee.quantize import fixed_point, logistic
 from qbee.quantize.fixed_point import MapType
 from qbee.quantize.graph import NO_PADDING, Node
+from qbee.quantize.live import LiveMap
 
 _shift_left, _shift_right = tf.bitwise.left_shift, tf.bitwise.right_shift
 
@@ -58,6 +59,26 @@ def requantize_int64(accumulator, multipliers):
     return _shift_right(accumulator * reduced + half, total)
 
 
+def shifted_int32(accumulator, multipliers):
+    """``requantize_int32`` for powers of two, in float64, which is exact and much faster."""
+    left, right = tf.maximum(multipliers, 0.5) * 2, tf.minimum(multipliers, 0.5) * 2
+    # Multipliers below 2^-32 are 0 on the device.
+    right = tf.where(multipliers < 2.0**-32, tf.zeros_like(right), right)
+    first = tf.floor((accumulator * left + 1) * 0.5)
+    return tf.sign(first) * tf.floor(tf.abs(first) * right + 0.5)
+
+
+def shifted_int64(accumulator, multipliers):
+    """``requantize_int64`` for powers of two, in float64, which is exact and much faster."""
+    multipliers = tf.where(multipliers < 2.0**-32, tf.zeros_like(multipliers), multipliers)
+    return tf.floor(accumulator * multipliers + 0.5)
+
+
+def float_codes_of(x, number: MapType):
+    """Codes, float32, of real values that lie on the grid of ``number``."""
+    return tf.round(x / tf.cast(number.step, tf.float32))
+
+
 def codes_of(x, number: MapType):
     """Codes, int64, of real values that lie on the grid of ``number``."""
     return _int64(tf.round(tf.cast(x, tf.float64) / number.step))
@@ -65,42 +86,44 @@ def codes_of(x, number: MapType):
 
 def values_of(codes, number: MapType):
     """Real values, float32, of codes."""
-    return tf.cast(codes, tf.float32) * np.float32(number.step)
+    return tf.cast(codes, tf.float32) * tf.cast(number.step, tf.float32)
 
 
-def _multiplier(real: float):
-    return tf.constant(real, tf.float64)
+def _step(number: MapType):
+    # A step is a float32 number, so nothing is lost where TensorFlow takes it for one.
+    return tf.cast(number.step, tf.float64)
 
 
 def add(node: Node, sources: tuple[MapType, ...], target: MapType, a, b):
     """Twin of ``fixed_point.add``."""
-    bits = fixed_point.sum_shift(sources, target)
-    twice = 2 * max(m.step for m in sources)
+    is_narrow = tf.reduce_all([tf.logical_not(m.is_wide) for m in (*sources, target)])
+    bits = tf.where(is_narrow, *(_int64(bits) for bits in fixed_point.SUM_SHIFTS))
+    twice = 2 * tf.maximum(*(_step(number) for number in sources))
     scaled = [
-        requantize_int32(x * 2**bits, _multiplier(m.step / twice))
+        requantize_int32(_shift_left(x, bits), _step(m) / twice)
         for x, m in zip((a, b), sources, strict=True)
     ]
-    return requantize_int32(scaled[0] + scaled[1], _multiplier(twice / (2**bits * target.step)))
+    finer = tf.cast(_shift_left(_int64(1), bits), tf.float64)
+    return requantize_int32(scaled[0] + scaled[1], twice / (finer * _step(target)))
 
 
 def multiply(node: Node, sources: tuple[MapType, ...], target: MapType, a, b):
     """Twin of ``fixed_point.multiply``."""
-    return requantize_int32(a * b, _multiplier(sources[0].step * sources[1].step / target.step))
+    return requantize_int32(a * b, _step(sources[0]) * _step(sources[1]) / _step(target))
 
 
 def rescale(node: Node, sources: tuple[MapType, ...], target: MapType, x):
     """The same values on another step."""
-    return requantize_int32(x, _multiplier(sources[0].step / target.step))
+    return requantize_int32(x, _step(sources[0]) / _step(target))
 
 
 def mean(node: Node, sources: tuple[MapType, ...], target: MapType, x):
     """Twin of ``fixed_point.mean``."""
     count = x.shape[1] * x.shape[2]
-    real = sources[0].step / target.step
-    mantissa, shift = (int(v) for v in fixed_point.quantized_multiplier(real))
-    extra = min(count.bit_length() - 1, 32, 31 + shift)
+    mantissa, shift = quantized_multiplier(_step(sources[0]) / _step(target))
+    extra = tf.minimum(_int64(min(count.bit_length() - 1, 32)), 31 + shift)
     total = tf.reshape(tf.reduce_sum(x, [1, 2]), [-1, *node.shape])
-    return scaled_int32(total, _int64((mantissa << extra) // count), _int64(shift - extra))
+    return scaled_int32(total, _shift_left(mantissa, extra) // count, shift - extra)
 
 
 def average_pool(node: Node, sources: tuple[MapType, ...], target: MapType, x):
@@ -112,22 +135,35 @@ def average_pool(node: Node, sources: tuple[MapType, ...], target: MapType, x):
     size = node.window[0] * node.window[1]
     share = tf.nn.avg_pool2d(tf.pad(ones, _border(node)), node.window, node.strides, "VALID")
     count = tf.round(share * size)
-    stored = tf.cast(x + target.zero_point, tf.float64)
+    zero_point = _int64(target.zero_point)
+    stored = tf.cast(x + zero_point, tf.float64)
     total = tf.round(tf.nn.avg_pool2d(stored, *pool) * count)
     half = tf.floor(count / 2)
     rounded = tf.sign(total) * tf.floor((tf.abs(total) + half) / count)
-    return _int64(rounded) - target.zero_point
+    return _int64(rounded) - zero_point
 
 
 def _border(node: Node) -> list[tuple[int, int]]:
     return [(0, 0), *node.padding, (0, 0)]
 
 
-def sigmoid(node: Node, sources: tuple[MapType, ...], target: MapType, x):
+def _logistic_table(number: MapType) -> np.ndarray:
+    """The logistic function of all codes of a map, with which only narrow ones are allowed."""
+    table = np.zeros(256, np.int64)
+    if not number.is_wide:
+        lowest, highest = number.codes
+        table[: highest - lowest + 1] = logistic.sigmoid(np.arange(lowest, highest + 1), number)
+    return table
+
+
+def sigmoid(node: Node, sources: tuple[MapType | LiveMap, ...], target: MapType, x):
     """Twin of ``logistic.sigmoid``: a table over all codes of the source."""
-    lowest, highest = sources[0].codes
-    table = logistic.sigmoid(np.arange(lowest, highest + 1), sources[0])
-    return tf.gather(tf.constant(table), x - lowest)
+    source = sources[0]
+    if isinstance(source, LiveMap):
+        table = source.choice.of([_logistic_table(number) for number in source.formats], tf.int64)
+    else:
+        table = tf.constant(_logistic_table(source))
+    return tf.gather(table, x - _int64(source.codes[0]))
 
 
 UNWEIGHTED: dict[str, Callable[..., Any]] = {

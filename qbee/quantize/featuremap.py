@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from qbee.quantize.map_grid import (
     nearest_power_of_two,
     published,
 )
+from qbee.quantize.power_of_two import is_power_of_two
 from qbee.quantize.quantizers import straight_through
 
 # Candidates reach 2^-3 of it, and float32 numbers below 2^-126 are not normal.
@@ -107,7 +107,7 @@ class quantized_bits_featuremap(keras.layers.Layer, qkeras.quantizers.BaseQuanti
     def of(cls, number: MapType) -> quantized_bits_featuremap:
         """Quantizer with this number format for ever."""
         is_affine = number.lowest not in (0, -(2 ** (number.bits - 1)))
-        is_po2 = _is_power_of_two(number.step) and not is_affine
+        is_po2 = is_power_of_two(number.step) and not is_affine
         return cls(
             number.bits,
             keep_negative=number.is_signed,
@@ -248,10 +248,6 @@ def _parameters(quantizer) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(type(quantizer)).parameters)
 
 
-def _is_power_of_two(step: float) -> bool:
-    return math.frexp(step)[0] == 0.5
-
-
 def _check(q: quantized_bits_featuremap) -> None:
     """Refuse arguments out of range and contradictions."""
     is_auto = q.alpha == "auto"
@@ -264,7 +260,7 @@ def _check(q: quantized_bits_featuremap) -> None:
             q.step is None or 0 < q.step == float(np.float32(q.step))
         ),
         f"step={q.step} must be a power of two with alpha='auto_po2'": (
-            q.step is None or is_auto or _is_power_of_two(q.step)
+            q.step is None or is_auto or is_power_of_two(q.step)
         ),
         "is_affine=True must have alpha='auto', bits <= 8 and keep_negative=True": (
             not q.is_affine or (is_auto and q.bits <= 8 and q.keep_negative)

@@ -270,9 +270,13 @@ def mean(codes: np.ndarray, source: MapType, target: MapType) -> np.ndarray:
     return scaled_int32(codes.sum((1, 2)), (mantissa << extra) // count, shift - extra)
 
 
+# Bits by which the device shifts the codes of two maps before it adds them: all in int8, or not.
+SUM_SHIFTS = (20, 15)
+
+
 def sum_shift(sources: tuple[MapType, ...], target: MapType) -> int:
-    """Bits by which the device shifts the codes of two maps before it adds them."""
-    return 15 if any(number.is_wide for number in (*sources, target)) else 20
+    """Bits by which the device shifts the codes of these two maps before it adds them."""
+    return SUM_SHIFTS[any(number.is_wide for number in (*sources, target))]
 
 
 def add(

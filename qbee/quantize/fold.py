@@ -51,6 +51,15 @@ class FoldedNet:
         """Node of this name."""
         return next(node for node in self.nodes if node.name == name)
 
+    def map_of(self, name: str) -> str | None:
+        """Node, or "input", whose number format a result has; None for a sigmoid's own."""
+        while name != INPUT and not self.node(name).has_own_map:
+            node = self.node(name)
+            if node.op == "sigmoid":
+                return None
+            name = node.inputs[0]
+        return name
+
     def with_weights(
         self, kernels: dict[str, np.ndarray], biases: dict[str, np.ndarray]
     ) -> FoldedNet:

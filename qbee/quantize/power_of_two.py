@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 # Exponents tried, relative to the smallest one whose grid covers the peak.
 CANDIDATES = (-3, -2, -1, 0, 1)
+
+
+def is_power_of_two(step: float) -> bool:
+    """Whether a positive number is 2^k with an integer k."""
+    return math.frexp(step)[0] == 0.5
 
 
 def covering_exponent(peak: np.ndarray, max_code: int) -> np.ndarray:

@@ -34,7 +34,8 @@ def covering_exponent(peak, max_code: int):
 
     0 where the peak is 0.
     """
-    safe = tf.where(peak > 0, peak, float(max_code))
+    max_code = tf.cast(max_code, tf.float32)
+    safe = tf.where(peak > 0, peak, max_code)
     log2 = tf.math.log(safe / max_code) / tf.math.log(2.0)
     return tf.cast(tf.maximum(tf.math.ceil(log2), LOWEST_EXPONENT), tf.int32)
 
@@ -69,7 +70,11 @@ class quantized_kernel(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras'
         if alpha not in ALPHAS:
             raise ParameterError(f"alpha={alpha!r} must be one of {', '.join(ALPHAS)}")
         self.bits, self.alpha, self.scale_axis = bits, alpha, scale_axis
-        self.max_code = max_kernel_code(bits)
+
+    @property
+    def max_code(self):
+        """Largest absolute code."""
+        return max_kernel_code(self.bits)
 
     def _shared_axes(self, x) -> list[int]:
         axis = None if self.scale_axis is None else self.scale_axis % len(x.shape)
@@ -103,14 +108,18 @@ class quantized_kernel(qkeras.quantizers.BaseQuantizer):  # noqa: N801 - QKeras'
         """Codes, float32, of ``x`` on grids of these steps."""
         return tf.clip_by_value(tf.floor(x / steps + 0.5), -self.max_code, self.max_code)
 
+    def bounded_steps(self, x, lowest):
+        """``steps`` of at least ``lowest``; of those that share one, the highest bounds it."""
+        lowest = tf.reduce_max(lowest, self._shared_axes(x), keepdims=True)
+        return tf.maximum(self.steps(x), lowest)
+
     def with_steps(self, x, lowest=None):
         """Quantized ``x`` with a straight-through gradient, and its steps.
 
-        ``lowest`` limits the steps from below; it broadcasts to their shape.
+        ``lowest`` limits the steps from below, as of ``bounded_steps``.
         """
         fixed = tf.stop_gradient(x)
-        steps = self.steps(fixed)
-        steps = steps if lowest is None else tf.maximum(steps, lowest)
+        steps = self.steps(fixed) if lowest is None else self.bounded_steps(fixed, lowest)
         return straight_through(x, self.codes(fixed, steps) * steps), steps
 
     def __call__(self, x):

@@ -17,8 +17,10 @@ PARTS = {"train": "train", "validation": "validation", "test": "test", "dropped"
 FIGURES = {
     "confusion_and_pr": ("scores", "Confusion matrix and precision-recall curve"),
     "mel_examples": ("scores", "Example windows: what the detector sees and what it says"),
-    "trial_scores": ("search", "Score of every trial"),
-    "pareto": ("search", "F1 against file length"),
+    "accuracy_vs_size": ("search", "Trials: metric against file length"),
+    "trial_scores": ("search", "Score and metric of every trial"),
+    "bits_per_point": ("search", "Bits of the points on the front"),
+    "hypervolume": ("search", "Hypervolume over CPU time"),
     "bits_per_layer": ("layers", "Bits per layer"),
     "training_curves": ("training", "Training and fine-tuning"),
 }

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+import math
+import operator
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
 
 from qbee.errors import ParameterError
-from qbee.quantize.scheme import BiasBits, KernelBits, LayerBits, MapBits, Scheme
+from qbee.quantize.fold import FoldedNet
+from qbee.quantize.graph import INPUT
+from qbee.quantize.scheme import BiasBits, KernelBits, MapBits, Scheme
 from qbee.records import Record
-from qbee.search.score import ForgivingFactor
+from qbee.search import cost
+from qbee.search.score import Bomp, ForgivingFactor
+from qbee.search.trial import Fidelity, Point
 
-# Value of every hyperparameter ("<group>.kernel", "<group>.bias", "<group>.map") by name.
-Point = dict[str, int]
+Role = Literal["kernel", "bias", "map"]
+ROLES: tuple[Role, ...] = ("kernel", "bias", "map")
+Grouping = Literal["layer", "block", "network"]
+# Name of the hyperparameter of a network's channels, in percent.
+WIDTH = "width"
+OUTPUT_BITS = 8
+WIDEST_BEFORE_A_SIGMOID = 8
 
 
 class Seed(Record):
@@ -32,21 +47,34 @@ class Seed(Record):
 
 
 class SearchSpace(Record):
-    """Schemes to search, as stored in search_spaces/*.json.
+    """Schemes to search and how a trial is scored, as stored in search_spaces/*.json.
 
-    ``max_f1_drop`` is how far below the float model's F1 the winner may be (see ``choose``).
-
-    Layers of one group share their widths; a group of which the network has no layer is passed
-    over, so that one space serves a family. The output map always has 8 bits. The search begins
-    with the ``seeds``: the same kernel and map bits for all layers.
+    Attributes
+    ----------
+    kernel_bits, map_bits, bias_bits : menus
+    groups : layers that share their widths: 'layer' (none do), 'block' (those whose names are
+        equal up to the last "_"), 'network' (all), or names or patterns of layers by group; a
+        group of which a network has no layer is passed over, so that one space serves a family
+    fixed : widths of some layers, by layer and role, which then do not follow their group
+    bounds : lowest and highest width of a hyperparameter such as "stem.kernel"
+    widths : channels of every layer, in percent; each but 100 is a float network of its own
+    seeds : schemes that strategies begin with
+    metric : metric that is scored, as ``train.metrics`` registers it
+    score : how metric and cost become one number
+    trial_epochs, trial_windows, trial_max_rate : training of a trial
+    max_f1_drop : how far below the float model's F1 the winner may be
     """
 
     kernel_bits: tuple[KernelBits, ...] = Field(min_length=1)
     map_bits: tuple[MapBits, ...] = Field(min_length=1)
     bias_bits: tuple[BiasBits, ...] = Field(min_length=1)
-    groups: dict[str, tuple[str, ...]] = Field(min_length=1)
+    groups: Grouping | dict[str, tuple[str, ...]]
+    fixed: dict[str, dict[Role, int]] = {}
+    bounds: dict[str, tuple[int, int]] = {}
+    widths: tuple[Annotated[int, Field(ge=10, le=200)], ...] = Field((100,), min_length=1)
     seeds: tuple[Seed, ...]
-    forgiving_factor: ForgivingFactor
+    metric: str = "f1"
+    score: Annotated[ForgivingFactor | Bomp, Field(discriminator="kind")]
     trial_epochs: int = Field(ge=0)
     trial_windows: int = Field(ge=64)
     trial_max_rate: float = Field(gt=0)
@@ -55,77 +83,191 @@ class SearchSpace(Record):
     @field_validator("groups")
     @classmethod
     def _layers_have_one_group(cls, groups):
+        if isinstance(groups, str):
+            return groups
+        if not groups:
+            raise ValueError("must name at least one group, or be layer, block or network")
         names = [name for layers in groups.values() for name in layers]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"layer {twice[0]!r} is in two groups")
         return groups
 
-    def groups_of(self, layer_names: list[str]) -> dict[str, str]:
-        """Group of each layer of a network, in its order.
+    @model_validator(mode="after")
+    def _bounds_are_ranges_of_hyperparameters(self):
+        for name, (lowest, highest) in self.bounds.items():
+            if name.rpartition(".")[2] not in ROLES:
+                raise ValueError(f"bounds.{name}: must end in .kernel, .bias or .map")
+            if lowest > highest:
+                raise ValueError(f"bounds.{name}: {lowest} must not be above {highest}")
+        return self
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """Training of a whole trial."""
+        return Fidelity(epochs=self.trial_epochs, windows=self.trial_windows)
+
+    def menu(self, role: Role) -> tuple[int, ...]:
+        """Sorted widths of a role."""
+        menus = {"kernel": self.kernel_bits, "bias": self.bias_bits, "map": self.map_bits}
+        return tuple(sorted(set(menus[role])))
+
+    def group_of(self, layer: str) -> str:
+        """Group of a layer.
 
         Raises
         ------
         ParameterError
-            naming the layers that no group has.
+            if no group has it, or patterns of several do.
         """
-        owner = {name: group for group, names in self.groups.items() for name in names}
-        missing = [name for name in layer_names if name not in owner]
-        if missing:
-            raise ParameterError(f"no group of the search space has the layers {missing}")
-        return {name: owner[name] for name in layer_names}
+        if isinstance(self.groups, str):
+            block = layer.rpartition("_")[0] or layer
+            return {"layer": layer, "block": block, "network": "network"}[self.groups]
+        found = [
+            group
+            for group, patterns in self.groups.items()
+            if any(fnmatchcase(layer, pattern) for pattern in patterns)
+        ]
+        if len(found) != 1:
+            which = f"the groups {found} of the search space have" if found else "no group has"
+            raise ParameterError(f"{which} the layer {layer!r}; exactly one must have it")
+        return found[0]
 
-    def menus(self, layer_names: list[str]) -> dict[str, tuple[int, ...]]:
-        """Sorted choices of every hyperparameter; the output map has none."""
-        owner = self.groups_of(layer_names)
-        # A group that holds nothing but the output layer has no map of its own.
-        inner = {owner[name] for name in layer_names[:-1]}
-        found: dict[str, tuple[int, ...]] = {}
-        for group in dict.fromkeys(owner.values()):
-            found[f"{group}.kernel"] = tuple(sorted(self.kernel_bits))
-            found[f"{group}.bias"] = tuple(sorted(self.bias_bits))
-            if group in inner:
-                found[f"{group}.map"] = tuple(sorted(self.map_bits))
+
+class Domain:
+    """The points of a space for one network.
+
+    Attributes
+    ----------
+    menus : sorted choices of every hyperparameter that has a choice, in the order of the network
+    settled : value of every hyperparameter that has none
+    elements : weights that follow each hyperparameter in all, and elements of the largest map
+        that does, as it is before its max-pool
+
+    Parameters
+    ----------
+    widest_map : wider maps are taken from the menus, as their RAM is not there
+
+    Raises
+    ------
+    ParameterError
+        naming what of the space does not fit the network.
+    """
+
+    def __init__(self, space: SearchSpace, net: FoldedNet, *, widest_map: int = 16):
+        self.space, self.widest_map = space, widest_map
+        self.slots = [slot for slot in cost.elements(net) if slot != INPUT]
+        self.layers = net.maps
+        self.narrow = {net.map_of(n.inputs[0]) for n in net.nodes if n.op == "sigmoid"}
+        self._check_fixed()
+        self._owners = {slot: owner for slot in self.slots if (owner := self._owner(slot))}
+        self.elements = self._elements(net)
+        menus = {owner: self._menu(owner) for owner in self.elements}
+        self.menus = {owner: menu for owner, menu in menus.items() if len(menu) > 1}
+        self.settled = {owner: menu[0] for owner, menu in menus.items() if len(menu) == 1}
+        if len(space.widths) > 1:
+            self.menus[WIDTH] = tuple(sorted(space.widths))
+        else:
+            self.settled[WIDTH] = space.widths[0]
+        self._check_bounds()
+
+    def _elements(self, net: FoldedNet) -> dict[str, int]:
+        slots = cost.elements(net)
+        slots |= {
+            f"{n.name}.map": math.prod(n.shape) * n.pool**2 for n in net.nodes if n.has_own_map
+        }
+        found: dict[str, int] = {}
+        for slot, owner in self._owners.items():
+            together = max if owner.endswith(".map") else operator.add
+            found[owner] = together(found.get(owner, 0), slots[slot])
         return found
 
-    def scheme(self, point: Point, layer_names: list[str]) -> Scheme:
+    def _owner(self, slot: str) -> str | None:
+        """Hyperparameter that a slot follows; None if its width is fixed."""
+        layer, _, role = slot.rpartition(".")
+        if role in self.space.fixed.get(layer, {}) or slot == f"{self.layers[-1]}.map":
+            return None
+        return f"{self.space.group_of(layer)}.{role}"
+
+    def _menu(self, owner: str) -> tuple[int, ...]:
+        lowest, highest = self.space.bounds.get(owner, (0, math.inf))
+        role: Role = owner.rpartition(".")[2]  # type: ignore[assignment]
+        if role == "map":
+            followers = {s.rpartition(".")[0] for s, name in self._owners.items() if name == owner}
+            is_narrow = not followers.isdisjoint(self.narrow)
+            highest = min(highest, WIDEST_BEFORE_A_SIGMOID if is_narrow else self.widest_map)
+        menu = tuple(bits for bits in self.space.menu(role) if lowest <= bits <= highest)
+        if not menu:
+            raise ParameterError(
+                f"{owner}: no width of the menu {self.space.menu(role)} "
+                f"lies between {lowest} and {highest}"
+            )
+        return menu
+
+    def _check_fixed(self) -> None:
+        for layer, widths in self.space.fixed.items():
+            for role in widths:
+                if f"{layer}.{role}" not in self.slots:
+                    raise ParameterError(
+                        f"fixed: the network has no {layer}.{role}; it has {', '.join(self.slots)}"
+                    )
+
+    def _check_bounds(self) -> None:
+        unknown = [name for name in self.space.bounds if name not in self.elements]
+        if unknown:
+            known = ", ".join(self.elements)
+            raise ParameterError(f"bounds: no hyperparameter {unknown[0]!r}; there are {known}")
+
+    @property
+    def size(self) -> int:
+        """Number of points."""
+        return math.prod(len(menu) for menu in self.menus.values())
+
+    def scheme(self, point: Point) -> Scheme:
         """Scheme of a point."""
-        layers = {}
-        for name, group in self.groups_of(layer_names).items():
-            widths = {
-                "kernel": point[f"{group}.kernel"],
-                "bias": point[f"{group}.bias"],
-                "map": 8 if name == layer_names[-1] else point[f"{group}.map"],
-            }
-            layers[name] = LayerBits.model_validate(widths)
-        return Scheme(layers=layers)
+        values = {**self.settled, **point}
+        layers: dict[str, dict[str, int]] = {layer: {} for layer in self.layers}
+        for slot in self.slots:
+            layer, _, role = slot.rpartition(".")
+            owner = self._owners.get(slot)
+            fixed = self.space.fixed.get(layer, {}).get(role, OUTPUT_BITS)  # type: ignore[call-overload]
+            layers[layer][role] = fixed if owner is None else values[owner]
+        return Scheme.model_validate({"layers": layers})
 
-    def seed_points(self, kernel_elements: dict[str, int]) -> dict[str, Point]:
-        """Points of the seeds that the menus allow, by what they are called.
+    def width(self, point: Point) -> int:
+        """Channels of a point's network, in percent."""
+        return point.get(WIDTH, self.settled.get(WIDTH, 100))
 
-        Parameters
-        ----------
-        kernel_elements : number of kernel elements by layer, in the order of the network
-        """
-        layer_names = list(kernel_elements)
-        sizes: dict[str, int] = {}
-        for name, group in self.groups_of(layer_names).items():
-            sizes[group] = sizes.get(group, 0) + kernel_elements[name]
-        by_size = sorted(sizes, key=lambda group: -sizes[group])
-        menus = self.menus(layer_names)
-        points = {}
-        for seed in self.seeds:
-            widths = {"kernel": seed.kernel, "map": seed.map, "bias": max(self.bias_bits)}
-            point = {slot: int(widths[slot.rpartition(".")[2]]) for slot in menus}
-            if seed.largest_groups is not None:
-                point |= {f"{group}.kernel": 8 for group in by_size[seed.largest_groups :]}
-            if all(point[slot] in menu for slot, menu in menus.items()):
-                points[str(seed)] = point
-        return points
+    def seed_points(self) -> dict[str, Point]:
+        """Points of the seeds that the menus allow, by what they are called."""
+        found = {str(seed): self._seed_point(seed) for seed in self.space.seeds}
+        return {name: point for name, point in found.items() if self.has(point)}
 
-    def size(self, layer_names: list[str]) -> int:
-        """Number of schemes."""
-        product = 1
-        for menu in self.menus(layer_names).values():
-            product *= len(menu)
-        return product
+    def _seed_point(self, seed: Seed) -> Point:
+        widths = {"kernel": seed.kernel, "map": seed.map, "bias": max(self.space.bias_bits)}
+        point = {name: widths.get(name.rpartition(".")[2], 0) for name in self.menus}
+        if WIDTH in self.menus:
+            point[WIDTH] = max(self.menus[WIDTH])
+        if seed.largest_groups is not None:
+            kernels = [name for name in self.menus if name.endswith(".kernel")]
+            by_size = sorted(kernels, key=lambda name: -self.elements[name])
+            point |= dict.fromkeys(by_size[seed.largest_groups :], 8)
+        return {name: int(value) for name, value in point.items()}
+
+    def has(self, point: Point) -> bool:
+        """Whether the menus allow a point."""
+        return point.keys() == self.menus.keys() and all(
+            point[name] in menu for name, menu in self.menus.items()
+        )
+
+    def random(self, rng: np.random.Generator) -> Point:
+        """A point, all of which are equally likely."""
+        return {name: int(rng.choice(menu)) for name, menu in self.menus.items()}
+
+    def neighbour(self, point: Point, rng: np.random.Generator) -> Point:
+        """A point that differs in one hyperparameter by one step of its menu."""
+        name = str(rng.choice(list(self.menus)))
+        menu = self.menus[name]
+        at = menu.index(point[name])
+        steps = [i for i in (at - 1, at + 1) if 0 <= i < len(menu)]
+        return {**point, name: menu[int(rng.choice(steps))]}

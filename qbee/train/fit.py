@@ -109,25 +109,76 @@ def _class_weights(labels: np.ndarray, settings: TrainSettings) -> np.ndarray:
     return (len(labels) / (2 * counts)).astype(np.float32)
 
 
-def _step(model, optimizer, class_weights: np.ndarray):
-    """Compiled training step (inputs, labels) -> mean weighted cross-entropy."""
-    variables = model.trainable_variables
+class Trainer:
+    """A model with its optimizer and a training step that is compiled once for many trainings.
 
-    @tf.function
-    def step(inputs, labels):
+    Parameters
+    ----------
+    model : Keras model or ``Supernet``
+    clip_value : of gradients
+    """
+
+    def __init__(self, model, *, clip_value: float):
+        self.model, self.variables = model, model.trainable_variables
+        self.optimizer = keras.optimizers.Adam(clipvalue=clip_value)
+        self.optimizer.build(self.variables)
+        self._step = tf.function(self._stepped)
+
+    def _stepped(self, inputs, labels, class_weights):
+        """One step down; the mean weighted cross-entropy before it."""
         with tf.GradientTape() as tape:
-            logits = model(inputs, training=True)
+            logits = self.model(inputs, training=True)
             loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
             loss = tf.reduce_mean(loss * tf.gather(class_weights, labels))
-        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        gradients = tape.gradient(loss, self.variables)
+        self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
         return loss
 
-    return step
+    def restart(self) -> None:
+        """Forget moments and step count of a training that was run before."""
+        for variable in self.optimizer.variables:
+            variable.assign(tf.zeros_like(variable))
 
+    def epoch(
+        self,
+        examples: Examples,
+        train: np.ndarray,
+        settings: TrainSettings,
+        number: int,
+        seed: int,
+        on_progress: Progress | None = None,
+    ) -> float:
+        """Run one epoch, counted from 0, and return its mean loss.
 
-def _cross_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
-    margin = (logits[:, 1] - logits[:, 0]).astype(np.float64) * np.where(labels, -1, 1)
-    return float(np.logaddexp(0, margin).mean())
+        Raises
+        ------
+        DataError
+            if the training windows have one class only.
+        """
+        labels = examples.labels[train]
+        if len(set(labels)) < 2:
+            raise DataError(f"training needs both classes; the {len(labels)} windows have one")
+        class_weights = tf.constant(_class_weights(labels, settings))
+        per_epoch = max(1, len(train) * _rounds(train, settings) // settings.batch_windows)
+        total = per_epoch * settings.epochs
+        losses = []
+        batches = _batches(examples, train, settings, np.random.default_rng([seed, number]))
+        for i, (inputs, targets) in enumerate(batches):
+            done = number * per_epoch + i
+            rate = schedule.one_cycle(done, total_steps=total, max_rate=settings.max_rate)
+            self.optimizer.learning_rate.assign(rate)
+            losses.append(float(self._step(inputs, targets, class_weights)))
+            if on_progress is not None:
+                on_progress(done + 1, total, f"epoch {number + 1}/{settings.epochs}")
+        return float(np.mean(losses))
+
+    def run(
+        self, examples: Examples, *, train: Sequence[int], settings: TrainSettings, seed: int
+    ) -> None:
+        """Train for ``settings.epochs`` epochs, from the beginning, and keep what comes out."""
+        self.restart()
+        for number in range(settings.epochs):
+            self.epoch(examples, np.asarray(train, int), settings, number, seed)
 
 
 class _Run:
@@ -202,39 +253,14 @@ def fit(
         if the training windows have one class only.
     """
     indices = np.asarray(train, int)
-    optimizer, step = _compiled(model, examples.labels[indices], settings)
-    run = _Run(model, optimizer, checkpoint)
+    trainer = Trainer(model, clip_value=settings.clip_value)
+    run = _Run(model, trainer.optimizer, checkpoint)
     while len(run.history) < settings.epochs and not _has_stalled(run.history, settings):
         number = len(run.history)
-        loss = _train_epoch(step, optimizer, examples, indices, settings, number, seed, on_progress)
+        loss = trainer.epoch(examples, indices, settings, number, seed, on_progress)
         run.add(_validated(model, examples, validation, number, loss))
     model.set_weights(run.best)
     return run.history
-
-
-def tune(
-    model, examples: Examples, *, train: Sequence[int], settings: TrainSettings, seed: int
-) -> None:
-    """Train ``model`` in place for ``settings.epochs`` epochs and keep what comes out.
-
-    Raises
-    ------
-    DataError
-        if the training windows have one class only.
-    """
-    indices = np.asarray(train, int)
-    optimizer, step = _compiled(model, examples.labels[indices], settings)
-    for number in range(settings.epochs):
-        _train_epoch(step, optimizer, examples, indices, settings, number, seed, None)
-
-
-def _compiled(model, labels: np.ndarray, settings: TrainSettings):
-    """Optimizer and compiled training step for training windows with these labels."""
-    if len(set(labels)) < 2:
-        raise DataError(f"training needs both classes; the {len(labels)} windows have one")
-    optimizer = keras.optimizers.Adam(settings.max_rate, clipvalue=settings.clip_value)
-    optimizer.build(model.trainable_variables)
-    return optimizer, _step(model, optimizer, _class_weights(labels, settings))
 
 
 def _has_stalled(history: list[Epoch], settings: TrainSettings) -> bool:
@@ -244,22 +270,6 @@ def _has_stalled(history: list[Epoch], settings: TrainSettings) -> bool:
     return history[-1].epoch - best_epoch(history).epoch >= settings.stop_after_epochs
 
 
-def _train_epoch(step, optimizer, examples, train, settings, number, seed, on_progress) -> float:
-    """Run one epoch and return its mean loss."""
-    per_epoch = max(1, len(train) * _rounds(train, settings) // settings.batch_windows)
-    total = per_epoch * settings.epochs
-    rng = np.random.default_rng([seed, number])
-    losses = []
-    for i, (inputs, labels) in enumerate(_batches(examples, train, settings, rng)):
-        done = number * per_epoch + i
-        rate = schedule.one_cycle(done, total_steps=total, max_rate=settings.max_rate)
-        optimizer.learning_rate.assign(rate)
-        losses.append(float(step(inputs, labels)))
-        if on_progress is not None:
-            on_progress(done + 1, total, f"epoch {number + 1}/{settings.epochs}")
-    return float(np.mean(losses))
-
-
 def _validated(model, examples, validation, number: int, loss: float) -> Epoch:
     """The record of an epoch, scored on the validation windows."""
     logits = predict(model, examples, validation)
@@ -267,6 +277,6 @@ def _validated(model, examples, validation, number: int, loss: float) -> Epoch:
     return Epoch(
         epoch=number + 1,
         train_loss=loss,
-        validation_loss=_cross_entropy(labels, logits),
+        validation_loss=metrics.cross_entropy(labels, logits),
         validation_f1=metrics.best_f1(labels, metrics.probabilities(logits)),
     )

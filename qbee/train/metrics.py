@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from pydantic.dataclasses import dataclass
 from sklearn import metrics
 
-from qbee.errors import DataError
+from qbee.errors import DataError, ParameterError
 
 # Scores are kept this far from 0 and 1, so that their logits are finite.
 PROBABILITY_FLOOR = 1e-12
@@ -32,8 +34,7 @@ class Scores:
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Probability of buzz [n], float64, from class logits [n, 2]: sigmoid of the difference."""
-    margin = logits[:, 1].astype(np.float64) - logits[:, 0].astype(np.float64)
-    return 0.5 * (1 + np.tanh(margin / 2))
+    return 0.5 * (1 + np.tanh(margins(logits) / 2))
 
 
 def evaluate(labels: np.ndarray, probability: np.ndarray, *, threshold: float) -> Scores:
@@ -63,6 +64,16 @@ def evaluate(labels: np.ndarray, probability: np.ndarray, *, threshold: float) -
         false_negatives=fn,
         true_negatives=tn,
     )
+
+
+def margins(logits: np.ndarray) -> np.ndarray:
+    """Logit of buzz [n], float64, from class logits [n, 2]."""
+    return logits[:, 1].astype(np.float64) - logits[:, 0].astype(np.float64)
+
+
+def cross_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Mean cross-entropy of class logits [n, 2]."""
+    return float(np.logaddexp(0, margins(logits) * np.where(labels, -1, 1)).mean())
 
 
 def _f1_by_cut(labels: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -130,3 +141,117 @@ def f1_difference_error(labels: np.ndarray, found: np.ndarray, reference: np.nda
     change = found.astype(float) - reference.astype(float)
     moves = (2 * change * labels - f1 * change) / size
     return float(np.sqrt(np.sum(moves**2)))
+
+
+Metric = Callable[[np.ndarray, np.ndarray], float]
+_METRICS: dict[str, Metric] = {}
+# Highest share of false alarms that counts for the partial AUC (thesis, S3-9).
+MAX_FALSE_ALARMS = 0.1
+# Lower is better for these, higher for all others.
+LOSSES = ("loss",)
+
+
+def register(name: str) -> Callable[[Metric], Metric]:
+    """Decorator that makes ``f(labels [n] bool, logits [n, 2])`` known as the metric ``name``."""
+
+    def remember(function: Metric) -> Metric:
+        _METRICS[name] = function
+        return function
+
+    return remember
+
+
+def names() -> list[str]:
+    """Names of all metrics."""
+    return list(_METRICS)
+
+
+def get(name: str) -> Metric:
+    """Metric of this name.
+
+    Raises
+    ------
+    ParameterError
+        listing the known names.
+    """
+    if name not in _METRICS:
+        raise ParameterError(f"metric={name!r} must be one of {', '.join(_METRICS)}")
+    return _METRICS[name]
+
+
+register("loss")(cross_entropy)
+
+
+@register("f1")
+def _f1(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Highest F1 of all thresholds."""
+    return best_f1(labels, probabilities(logits))
+
+
+@register("accuracy")
+def _accuracy(labels: np.ndarray, logits: np.ndarray) -> float:
+    return float(np.mean((margins(logits) >= 0) == labels))
+
+
+@register("auc")
+def _auc(labels: np.ndarray, logits: np.ndarray) -> float:
+    return float(metrics.roc_auc_score(labels, margins(logits)))
+
+
+@register("pauc")
+def _pauc(labels: np.ndarray, logits: np.ndarray) -> float:
+    """AUC up to ``MAX_FALSE_ALARMS``, standardised as of McClish: 0.5 is guessing."""
+    found = metrics.roc_auc_score(labels, margins(logits), max_fpr=MAX_FALSE_ALARMS)
+    return float(found)
+
+
+@register("average_precision")
+def _average_precision(labels: np.ndarray, logits: np.ndarray) -> float:
+    return float(metrics.average_precision_score(labels, margins(logits)))
+
+
+@register("bounded_loss")
+def _bounded_loss(labels: np.ndarray, logits: np.ndarray) -> float:
+    """``1 / (1 + loss^10)``, which is in (0, 1] (thesis, S3-8)."""
+    return 1 / (1 + cross_entropy(labels, logits) ** 10)
+
+
+def has_collapsed(labels: np.ndarray, logits: np.ndarray) -> bool:
+    """Whether a detector says the same of every window, at its best threshold or at 0.5.
+
+    One that gives all windows to one class still has an F1, and a good accuracy on rare buzzes
+    (bee paper, S0-16: 57.8 %).
+    """
+    margin = margins(logits)
+    threshold = best_threshold(labels, probabilities(logits))
+    found = probabilities(logits) >= threshold
+    return bool(np.ptp(margin) == 0 or found.all() or not found.any())
+
+
+def bootstrap_interval(
+    metric: Metric,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    seed: int,
+    resamples: int = 200,
+    confidence: float = 0.9,
+) -> tuple[float, float]:
+    """Interval of the mean of a metric over folds, from windows drawn again with replacement.
+
+    Windows of one recording are alike, so the interval is rather too narrow.
+
+    Parameters
+    ----------
+    folds : labels [n] bool and logits [n, 2] of each
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(resamples):
+        drawn = [rng.integers(0, len(labels), len(labels)) for labels, _ in folds]
+        # A sample without both classes has no score.
+        parts = [(y[i], z[i]) for i, (y, z) in zip(drawn, folds, strict=True) if 0 < y[i].sum() < len(i)]
+        if parts:
+            found.append(np.mean([metric(y, z) for y, z in parts]))
+    tail = (1 - confidence) / 2
+    lowest, highest = np.quantile(found, [tail, 1 - tail])
+    return float(lowest), float(highest)

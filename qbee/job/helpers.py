@@ -1,0 +1,48 @@
+"""Processes that help to measure the trials of a search on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+POLL_S = 1.0
+
+
+@contextmanager
+def helping(folder: Path, count: int, *, store: str | None = None) -> Iterator[None]:
+    """Let other processes measure trials of the job in ``folder`` while the block runs.
+
+    They end when there are no trials left, and when this process does.
+    """
+    context = multiprocessing.get_context("spawn")
+    helpers = [
+        context.Process(target=_help, args=(folder, store, os.getpid()), daemon=True)
+        for _ in range(count)
+    ]
+    for helper in helpers:
+        helper.start()
+    try:
+        yield
+    finally:
+        for helper in helpers:
+            helper.terminate()
+            helper.join()
+
+
+def _help(folder: Path, store: str | None, parent: int) -> None:
+    from qbee.job.verbs import resumed
+
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    resumed(folder, store=store).search.run()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone; its trial is then given out again."""
+    while os.getppid() == parent:
+        time.sleep(POLL_S)
+    os._exit(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,27 +10,9 @@ from typing import Annotated
 import typer
 
 from qbee.cli.jobs import summary
-from qbee.cli.options import AsJson
+from qbee.cli.options import AsJson, MaxArena
 from qbee.cli.terminal import Terminal, app, console, print_line
 from qbee.files import check_output, read_bytes
-
-Bytes = Annotated[
-    int | None,
-    typer.Option(
-        parser=lambda text: parsed_bytes(text),
-        metavar="BYTES",
-        help="Largest arena on the device, such as 200000, 200k or 256Ki.",
-    ),
-]
-_UNITS = {"": 1, "k": 1000, "ki": 1024, "m": 1000**2, "mi": 1024**2}
-
-
-def parsed_bytes(text: str) -> int:
-    """Number of bytes in a text such as 200k."""
-    found = re.fullmatch(r"(\d+)\s*(k|ki|m|mi|)b?", text.strip().lower())
-    if found is None or not int(found.group(1)):
-        raise typer.BadParameter(f"{text!r} is no number of bytes such as 200000, 200k or 256Ki")
-    return int(found.group(1)) * _UNITS[found.group(2)]
 
 
 class Kind(StrEnum):
@@ -49,7 +30,7 @@ def export(
         Kind, typer.Option(help="Of a job: the winner, plain 8 bits, or the float network.")
     ] = Kind.winner,
     target: Annotated[str, typer.Option(help="What runs it: tflm, litert or ethos-u.")] = "tflm",
-    max_arena: Bytes = None,
+    max_arena: MaxArena = None,
     max_recompute: Annotated[
         float | None,
         typer.Option(

@@ -25,6 +25,8 @@ from qbee.cli.options import (
     KernelSteps,
     Labels,
     Limit,
+    MaxArena,
+    MaxBytes,
     Model,
     OnError,
     Out,
@@ -40,7 +42,7 @@ from qbee.cli.options import (
     Trials,
     Unannotated,
     Workers,
-    limits_of,
+    popped_limits,
 )
 from qbee.cli.terminal import Terminal, app, console, percent, print_line
 
@@ -133,6 +135,8 @@ def run(
     epochs: Epochs = 20,
     trials: Trials = None,
     strategy: Strategy = None,
+    max_bytes: MaxBytes = None,
+    max_arena: MaxArena = None,
     limit: Limit = None,
     board: Board = None,
     top: Top = None,
@@ -154,7 +158,7 @@ def run(
     from qbee.job import verbs
 
     given = dict(ctx.params)
-    limits = limits_of(given.pop("limit"), given.pop("board"))
+    limits = popped_limits(given)
     with Terminal() as watcher:
         results = verbs.run(**given, limits=limits, watcher=watcher)
     summary(results, out)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from functools import reduce
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,6 +49,25 @@ class Standardize(StrEnum):
     fold = "fold"
 
 
+_UNITS = {"": 1, "k": 1000, "ki": 1024, "m": 1000**2, "mi": 1024**2}
+
+
+def parsed_bytes(text: str) -> int:
+    """Number of bytes in a text such as 200k."""
+    found = re.fullmatch(r"(\d+)\s*(k|ki|m|mi|)b?", text.strip().lower())
+    if found is None or not int(found.group(1)):
+        raise typer.BadParameter(f"{text!r} is no number of bytes such as 200000, 200k or 256Ki")
+    return int(found.group(1)) * _UNITS[found.group(2)]
+
+
+def _bytes_option(text: str) -> Any:
+    return typer.Option(parser=parsed_bytes, metavar="BYTES", help=text)
+
+
+MaxArena = Annotated[
+    int | None, _bytes_option("Largest arena on the device, such as 200000, 200k or 256Ki.")
+]
+MaxBytes = Annotated[int | None, _bytes_option("Largest .tflite, such as 20000, 20k or 48Ki.")]
 Labels = Annotated[
     Path,
     typer.Option(
@@ -126,8 +146,14 @@ Folder = Annotated[Path, typer.Argument(help="Result folder of a job.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 
-def limits_of(limit: list[str] | None, board: str | None):
-    """Limits given by hand and by a board; None if there are none.
+def limits_of(
+    limit: list[str] | None,
+    board: str | None,
+    *,
+    max_bytes: int | None = None,
+    max_arena: int | None = None,
+):
+    """All limits that were given; None if there are none.
 
     Raises
     ------
@@ -138,4 +164,12 @@ def limits_of(limit: list[str] | None, board: str | None):
 
     given = [limits.parse(text) for text in limit or []]
     given += [limits.of_board(board)] if board else []
+    sizes = {"tflite_bytes": max_bytes, "arena_bytes": max_arena}
+    given += [limits.Limits(at_most={name: at}) for name, at in sizes.items() if at is not None]
     return reduce(limits.Limits.merged, given) if given else None
+
+
+def popped_limits(given: dict[str, Any]):
+    """``limits_of`` a command's arguments, which lose them."""
+    sizes = {name: given.pop(name) for name in ("max_bytes", "max_arena")}
+    return limits_of(given.pop("limit"), given.pop("board"), **sizes)

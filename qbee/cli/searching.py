@@ -14,6 +14,8 @@ from qbee.cli.options import (
     Board,
     Folder,
     Limit,
+    MaxArena,
+    MaxBytes,
     Model,
     Objectives,
     Strategy,
@@ -21,6 +23,7 @@ from qbee.cli.options import (
     Trials,
     Workers,
     limits_of,
+    popped_limits,
 )
 from qbee.cli.terminal import Terminal, app, console, percent, print_line
 
@@ -66,6 +69,8 @@ def run(
     trials: Trials = None,
     strategy: Strategy = None,
     objectives: Objectives = None,
+    max_bytes: MaxBytes = None,
+    max_arena: MaxArena = None,
     limit: Limit = None,
     board: Board = None,
     across: Annotated[
@@ -80,7 +85,7 @@ def run(
     from qbee.job import verbs
 
     given: dict[str, Any] = dict(ctx.params)
-    given["limits"] = limits_of(given.pop("limit"), given.pop("board"))
+    given["limits"] = popped_limits(given)
     with Terminal() as watcher:
         job = verbs.search(**given, watcher=watcher)
     print_front(job)
@@ -128,11 +133,10 @@ def print_front(job) -> None:
 @searches.command()
 def pick(
     out: Folder,
+    max_bytes: MaxBytes = None,
+    max_arena: MaxArena = None,
     limit: Limit = None,
     board: Board = None,
-    max_bytes: Annotated[
-        str | None, typer.Option(help="Largest file; k and Ki may end it, as in 20k.")
-    ] = None,
     metric: Annotated[str, typer.Option(help="Metric by which the best is taken.")] = "f1",
     to: Annotated[Path, typer.Option(help="File for the scheme.")] = Path("scheme.json"),
 ) -> None:
@@ -142,8 +146,8 @@ def pick(
     from qbee.search.limits import Limits
 
     check_output(to, ".json")
-    texts = [*(limit or []), *([f"tflite_bytes<={max_bytes}"] if max_bytes else [])]
-    trial = verbs.pick(out, limits_of(texts, board) or Limits(), metric=metric)
+    limits = limits_of(limit, board, max_bytes=max_bytes, max_arena=max_arena)
+    trial = verbs.pick(out, limits or Limits(), metric=metric)
     trial.scheme.save(to)
     m = trial.measured
     assert m is not None

@@ -21,7 +21,9 @@ from qbee.search import pareto
 from qbee.search.strategy import ATTEMPTS, Task, objective, register
 from qbee.search.trial import Fidelity, Point, Proposal, Trial
 
-RUNGS, REDUCTION = 3, 2
+REDUCTION = 2
+# Trials from which on there are two or three rungs.
+TRIALS_OF_RUNGS = (1, 6, 36)
 NEIGHBOURS_PER_POINT, MAX_LOOKS = 2, 48
 MULTIPLIERS = np.geomspace(1e-4, 1e4, 81)
 # Widths from which one hyperparameter at a time is moved.
@@ -142,7 +144,7 @@ class Sensitivity:
 
     def __init__(self, task: Task):
         self.task = task
-        rungs = max(n for n in range(1, RUNGS + 1) if task.max_trials >= 3 * n or n == 1)
+        rungs = sum(task.max_trials >= least for least in TRIALS_OF_RUNGS)
         steps = task.fidelity.windows
         self.rungs = [
             Fidelity(epochs=task.fidelity.epochs, windows=steps // REDUCTION ** (rungs - 1 - i))

@@ -249,7 +249,9 @@ def bootstrap_interval(
     for _ in range(resamples):
         drawn = [rng.integers(0, len(labels), len(labels)) for labels, _ in folds]
         # A sample without both classes has no score.
-        parts = [(y[i], z[i]) for i, (y, z) in zip(drawn, folds, strict=True) if 0 < y[i].sum() < len(i)]
+        parts = [
+            (y[i], z[i]) for i, (y, z) in zip(drawn, folds, strict=True) if 0 < y[i].sum() < len(i)
+        ]
         if parts:
             found.append(np.mean([metric(y, z) for y, z in parts]))
     tail = (1 - confidence) / 2

@@ -42,7 +42,7 @@ def model():
     return model
 
 
-def searched(model, folder, *, on_trial=lambda trial: None, trials=3, batch=32, rate=1e-4, **menus):
+def searched(model, folder, *, on_trial=lambda trial, model: None, trials=3, batch=32, rate=1e-4, **menus):
     # QKeras' own quantizers take twice as long to trace.
     given = {"mode": "random", "maps_after": "pool", "quantizers": "featuremap"} | menus
     return search(
@@ -75,7 +75,7 @@ def untrained(monkeypatch):
 @pytest.fixture(scope="module")
 def found(model, tmp_path_factory):
     heard = []
-    trials = searched(model, tmp_path_factory.mktemp("stock"), on_trial=heard.append)
+    trials = searched(model, tmp_path_factory.mktemp("stock"), on_trial=lambda trial, model: heard.append(trial))
     assert heard == trials
     return trials
 
@@ -194,7 +194,7 @@ def test_a_search_that_only_fails_ends_after_all_its_trials(model, tmp_path, mon
 
 def test_the_model_and_the_output_of_the_program_are_left_alone(model, tmp_path, capsys):
     before = [array.copy() for array in model.get_weights()]
-    searched(model, tmp_path, trials=1, on_trial=lambda trial: print("trial", trial.number))
+    searched(model, tmp_path, trials=1, on_trial=lambda trial, model: print("trial", trial.number))
     assert capsys.readouterr().out == "trial 0\n"
     for array, old in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(array, old)
@@ -223,7 +223,7 @@ def test_arguments_that_cannot_work_are_errors(model, tmp_path, change, message)
             **arguments,
             settings=StockSettings(),
             folder=tmp_path,
-            on_trial=lambda trial: None,
+            on_trial=lambda trial, model: None,
         )
 
 
@@ -246,5 +246,5 @@ def test_filters_of_residual_networks_cannot_be_searched(tmp_path):
             **GOOD,
             settings=StockSettings(tune_filters="block"),
             folder=tmp_path,
-            on_trial=lambda trial: None,
+            on_trial=lambda trial, model: None,
         )

@@ -84,7 +84,8 @@ def run(
     """Search and fine-tune the best; continues, also with other options. No trial is repeated."""
     from qbee.job import verbs
 
-    given: dict[str, Any] = dict(ctx.params)
+    # Typer makes an empty list of an option that is not given.
+    given: dict[str, Any] = dict(ctx.params) | {"objectives": objectives or None}
     given["limits"] = popped_limits(given)
     with Terminal() as watcher:
         job = verbs.search(**given, watcher=watcher)

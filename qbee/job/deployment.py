@@ -102,7 +102,7 @@ def export(
 
 def _check_finished(folder: Path, kind: Kind) -> None:
     """Refuse to train on the way to an export."""
-    name, verb = ("winner", "search") if kind == "winner" else ("float", "train")
+    name, verb = ("chosen", "search") if kind == "winner" else ("float", "train")
     if not (folder / "work" / f"{name}.json").exists():
         raise ModelFileError(f"{folder}: this job is not finished; continue it with '{verb}'")
 

@@ -19,7 +19,6 @@ from qbee.job.stages import Job, Tuned
 from qbee.quantize import convert
 from qbee.records import Window
 from qbee.runtime import trial
-from qbee.search import choice
 from qbee.train import metrics
 from qbee.verify import Verification, compare, compare_layers
 
@@ -128,7 +127,7 @@ def _winner(job: Job, logits: np.ndarray) -> dict[str, Any]:
 
 
 def _search(job: Job) -> dict[str, Any]:
-    space, search = job.settings.space, job.search
+    search = job.search
     finished = [t.measured for t in search.trials if t.measured is not None]
     winner = job.winner.measured
     assert winner is not None
@@ -149,7 +148,7 @@ def _search(job: Job) -> dict[str, Any]:
         ],
         "fine_tuned": [_contender(job, tuned) for tuned in job.contenders],
         "validation_f1": {"float": search.float_f1, "winner": winner.metrics["f1"]},
-        "rule": choice.rule_of(job.winner, float_f1=search.float_f1, max_f1_drop=space.max_f1_drop),
+        "rule": search.rule_of(job.winner),
     }
 
 

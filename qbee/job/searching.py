@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -186,11 +186,14 @@ class Search:
     @cached_property
     def journal(self) -> Journal:
         """Trials so far, of all workers."""
+        return self._journal(NAME, self.domain.scheme)
+
+    def _journal(self, name: str, scheme_of: Callable[[Point], Scheme]) -> Journal:
         return Journal(
             self.store,
-            name=NAME,
+            name=name,
             identity=self._identity(),
-            scheme_of=self.domain.scheme,
+            scheme_of=scheme_of,
             seed=self.split.settings.seed,
         )
 
@@ -209,6 +212,16 @@ class Search:
             "memory plan": str(self.export_settings.max_arena_bytes),
         }
 
+    def check_limits(self) -> None:
+        """Check that the lowest widths keep the limits.
+
+        Raises
+        ------
+        ParameterError
+            naming the lowest value of what exceeds its limit.
+        """
+        self._repaired({name: menu[0] for name, menu in self.domain.menus.items()})
+
     def prepare(self) -> None:
         """Train and calibrate every float network that the search needs."""
         for width in self.space.widths:
@@ -223,6 +236,16 @@ class Search:
         logs : folder for TensorBoard
         """
         strategy = strategies.get(self.settings.strategy)(self.task)
+        work(
+            self.journal,
+            strategy,
+            self.evaluator.measure,
+            max_trials=self.settings.trials,
+            on_trial=self._listener(logs),
+        )
+
+    def _listener(self, logs: Path | None) -> Callable[[Trial], None]:
+        """What hears of every trial that is over."""
         board = None if logs is None else BoardLogs(logs)
 
         def heard(trial: Trial) -> None:
@@ -232,13 +255,7 @@ class Search:
             if board is not None:
                 board.add(trial)
 
-        work(
-            self.journal,
-            strategy,
-            self.evaluator.measure,
-            max_trials=self.settings.trials,
-            on_trial=heard,
-        )
+        return heard
 
     def baselines(self) -> dict[str, Measured]:
         """Uniform schemes, measured as whole trials are; kept in the folder."""
@@ -286,6 +303,11 @@ class Search:
         """The trial that wins by its own scores."""
         drop = self.space.max_f1_drop
         return choice.choose(self.eligible, float_f1=self.float_f1, max_f1_drop=drop)
+
+    def rule_of(self, winner: Trial) -> str:
+        """In words, why a trial won."""
+        drop = self.space.max_f1_drop
+        return choice.rule_of(winner, float_f1=self.float_f1, max_f1_drop=drop)
 
     def contenders(self) -> list[Trial]:
         """The winner, and of the front those next to it in size, as many as are asked for."""

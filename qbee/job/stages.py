@@ -13,10 +13,12 @@ from qbee.detector import FRONT_END, MODEL, Card, Training, margin_threshold
 from qbee.export import c_array, firmware, tflite
 from qbee.export.delivery import Delivery, ExportSettings, deliver
 from qbee.files import make_folder, write_bytes, write_text
+from qbee.job import stock_search
 from qbee.job.data import Prepared, prepare
 from qbee.job.network import Network
 from qbee.job.searching import Search
 from qbee.job.settings import SEARCH_FILE, JobSettings, SearchSettings
+from qbee.job.stock_search import StockSearch
 from qbee.job.training import Split
 from qbee.job.watcher import Watcher
 from qbee.keras import keras, make_repeatable
@@ -127,9 +129,14 @@ class Job:
     @cached_property
     def search(self) -> Search:
         """The search of bit widths."""
+        return self.search_for(self.search_settings)
+
+    def search_for(self, settings: SearchSettings) -> Search:
+        """The search of bit widths with other settings than those last asked for."""
         metadata = self.card(threshold=0.5).to_metadata()
         windows = self.data.table.windows
-        return Search(self.split, windows, self.search_settings, metadata, store=self.store)
+        kind = StockSearch if settings.strategy == stock_search.NAME else Search
+        return kind(self.split, windows, settings, metadata, store=self.store)
 
     @property
     def network(self) -> Network:

@@ -11,7 +11,7 @@ from qbee.audio import synth
 from qbee.detector import MODEL
 from qbee.errors import ModelFileError, ParameterError
 from qbee.files import make_folder, read_json
-from qbee.job import outputs, results
+from qbee.job import outputs, results, stock_search
 from qbee.job.helpers import helping
 from qbee.job.settings import (
     FILE,
@@ -130,19 +130,35 @@ def validated(kind: type[R], given: dict[str, Any]) -> R:
         raise ParameterError(f"{where}={first['input']!r}: {first['msg']}") from error
 
 
-def ask(job: Job, wanted: dict[str, Any]) -> None:
-    """Keep what is asked of the job's search; what is None stays as it was.
+def asked(job: Job, wanted: dict[str, Any]) -> SearchSettings:
+    """What is asked of the job's search; what is None stays as it was.
 
     Raises
     ------
     ParameterError
         naming the first value that is wrong.
     """
-    before = job.search_settings
     given = {name: value for name, value in wanted.items() if value is not None}
-    settings = validated(SearchSettings, before.model_dump() | given)
-    strategies.get(settings.strategy)
+    settings = validated(SearchSettings, job.search_settings.model_dump() | given)
+    if settings.strategy == stock_search.NAME:
+        stock_search.check(settings, job.settings.space)
+    else:
+        strategies.get(settings.strategy)
     check_objectives(settings.objectives)
+    return settings
+
+
+def keep(job: Job, settings: SearchSettings) -> None:
+    """Keep what is asked of the job's search, unless no network keeps its limits.
+
+    Raises
+    ------
+    ParameterError
+        naming the lowest value of what exceeds its limit.
+    """
+    before = job.search_settings
+    if settings.limits != before.limits:
+        job.search_for(settings).check_limits()
     if settings != before:
         # They belong to another search.
         (job.folder / results.FILE).unlink(missing_ok=True)
@@ -197,7 +213,7 @@ def search(
         ``SearchSettings`` has them; by default as last asked for
     """
     job = resumed(out, watcher, store=store)
-    ask(job, wanted)
+    keep(job, asked(job, wanted))
     _search(job, workers=workers, logs=logs)
     outputs.draw_search(job)
     return job
@@ -231,8 +247,7 @@ def run(labels: Path, model: str, out: Path, **settings) -> dict[str, Any]:
     of_search = {name: settings.pop(name) for name in SEARCH_ARGUMENTS & settings.keys()}
     workers, logs = of_search.pop("workers", 1), of_search.pop("logs", None)
     job = begun(labels, model, out, **settings)
-    ask(job, of_search)
-    return _finished(job, workers=workers, logs=logs)
+    return _finished(job, asked(job, of_search), workers=workers, logs=logs)
 
 
 def demo(out: Path, **settings) -> dict[str, Any]:
@@ -250,12 +265,16 @@ def demo(out: Path, **settings) -> dict[str, Any]:
     return run(labels, DEMO_MODEL, out, folds=DEMO_FOLDS, **settings)
 
 
-def _finished(job: Job, *, workers: int, logs: Path | None) -> dict[str, Any]:
+def _finished(
+    job: Job, settings: SearchSettings, *, workers: int, logs: Path | None
+) -> dict[str, Any]:
     finished = (FILE, results.FILE, MODEL, outputs.REPORT)
-    if all((job.folder / name).exists() for name in finished):
+    is_same = settings == job.search_settings
+    if is_same and all((job.folder / name).exists() for name in finished):
         job.watcher.note("This job is finished; its results are shown again.")
         return read_json(job.folder / results.FILE)
     _train(job)
+    keep(job, settings)
     _search(job, workers=workers, logs=logs)
     _export(job)
     return _verify(job)

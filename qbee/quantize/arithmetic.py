@@ -7,6 +7,7 @@ formats and bit limits may be numbers or tensors.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from qbee.keras import tf
@@ -19,8 +20,8 @@ from qbee.quantize.quantizers import power_of_two
 
 # TFLite Micro replaces multipliers below 2^-32 by 0.
 LARGEST_SHIFT = 31
-# Integers up to here, and sums of them, are exact in float32.
-EXACT_FLOAT32 = 2.0**24
+# Integers below this are exact in float32, and so are their halves.
+EXACT_FLOAT32 = 2.0**23
 
 
 def fake_quantized(y, step, limits, *, is_signed: bool, up=0.0, down=0.0):
@@ -197,34 +198,30 @@ class WeightedArithmetic(OpArithmetic):
         return exact.values_of(tf.clip_by_value(codes, lowest, highest), self.target)
 
     def _rescaled(self, codes, kernel, bias, multipliers):
-        """One convolution whose sums are rescaled."""
-        sums = self._sums(codes, kernel)
+        """One convolution whose sums are rescaled; in float32 if it holds all of them exactly."""
+        others = [i for i in range(len(kernel.shape)) if i != CHANNEL_AXIS[self.node.op]]
+        lowest, highest = (tf.cast(code, tf.float32) for code in self.source.codes)
+        sums = tf.reduce_sum(tf.abs(kernel), others) * tf.maximum(-lowest, highest)
+        return tf.cond(
+            tf.reduce_max(sums + tf.cast(tf.abs(bias), tf.float32)) < EXACT_FLOAT32,
+            lambda: self._rescaled_in(tf.float32, codes, kernel, bias, multipliers),
+            lambda: self._rescaled_in(tf.float64, codes, kernel, bias, multipliers),
+        )
+
+    def _rescaled_in(self, dtype, codes, kernel, bias, multipliers):
+        found = ops.products(self.node, tf.cast(codes, dtype), tf.cast(kernel, dtype))
+        total = ops.pooled(found, self.node.pool) + tf.cast(bias, dtype)
         if self.is_shift:
-            total = sums + tf.cast(bias, tf.float64)
-            int32, others = exact.shifted_int32, exact.shifted_int64
+            multipliers = tf.cast(multipliers, dtype)
+            int32: Callable = partial(exact.shifted_int32, is_signed=self.is_signed)
+            others = exact.shifted_int64
         else:
-            total = tf.cast(sums, tf.int64) + bias
+            total = tf.cast(total, tf.int64)
             int32, others = exact.requantize_int32, exact.requantize_int64
         return self._by_arithmetic(
             "int32",
             lambda: self._saturated(int32(total, multipliers)),
             lambda: self._saturated(others(total, multipliers)),
-        )
-
-    def _sums(self, codes, kernel):
-        """Exact pooled sums, float64; found in float32 if it can hold every one of them."""
-        others = [i for i in range(len(kernel.shape)) if i != CHANNEL_AXIS[self.node.op]]
-        lowest, highest = (tf.cast(code, tf.float32) for code in self.source.codes)
-        largest = tf.reduce_max(tf.reduce_sum(tf.abs(kernel), others))
-
-        def sums_in(dtype):
-            found = ops.products(self.node, tf.cast(codes, dtype), tf.cast(kernel, dtype))
-            return tf.cast(ops.pooled(found, self.node.pool), tf.float64)
-
-        return tf.cond(
-            largest * tf.maximum(-lowest, highest) < EXACT_FLOAT32,
-            lambda: sums_in(tf.float32),
-            lambda: sums_in(tf.float64),
         )
 
     def trained(self, inputs, kernel, bias):

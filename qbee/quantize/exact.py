@@ -59,24 +59,30 @@ def requantize_int64(accumulator, multipliers):
     return _shift_right(accumulator * reduced + half, total)
 
 
-def shifted_int32(accumulator, multipliers):
-    """``requantize_int32`` for powers of two, in float64, which is exact and much faster."""
+def shifted_int32(accumulator, multipliers, *, is_signed: bool):
+    """``requantize_int32`` for powers of two, in floating point: exact and much faster.
+
+    In float32, sums must be below 2^23; in float64 they always are below its 2^52. What results
+    beyond that is saturated anyway, and so are negative results unless ``is_signed``.
+    """
     left, right = tf.maximum(multipliers, 0.5) * 2, tf.minimum(multipliers, 0.5) * 2
     # Multipliers below 2^-32 are 0 on the device.
     right = tf.where(multipliers < 2.0**-32, tf.zeros_like(right), right)
     first = tf.floor((accumulator * left + 1) * 0.5)
+    if not is_signed:
+        return tf.floor(first * right + 0.5)
     return tf.sign(first) * tf.floor(tf.abs(first) * right + 0.5)
 
 
 def shifted_int64(accumulator, multipliers):
-    """``requantize_int64`` for powers of two, in float64, which is exact and much faster."""
+    """``requantize_int64`` for powers of two, in floating point, as ``shifted_int32``."""
     multipliers = tf.where(multipliers < 2.0**-32, tf.zeros_like(multipliers), multipliers)
     return tf.floor(accumulator * multipliers + 0.5)
 
 
 def float_codes_of(x, number: MapType):
     """Codes, float32, of real values that lie on the grid of ``number``."""
-    return tf.round(x / tf.cast(number.step, tf.float32))
+    return tf.round(x * tf.cast(1 / number.step, tf.float32))
 
 
 def codes_of(x, number: MapType):

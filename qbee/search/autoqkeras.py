@@ -60,6 +60,10 @@ class StockTrial(Record):
     failure: str | None = None
 
 
+# Called with a trial and its trained model, if it has one.
+OnTrial = Callable[[StockTrial, keras.Model | None], None]
+
+
 class _StockTuner(keras_tuner.Tuner):
     """Cures of a tuner of keras-tuner for models of tf_keras; keeps a record of every trial."""
 
@@ -69,11 +73,12 @@ class _StockTuner(keras_tuner.Tuner):
         *,
         autoqkeras_config: dict[str, Any],
         net: StockNet,
-        on_trial: Callable[[StockTrial], None],
+        on_trial: OnTrial,
         **settings,
     ):
         self.net, self.on_trial = net, on_trial
         self.ended: list[StockTrial] = []
+        self.quantized: keras.Model | None = None
         self.results: dict[str, float] | None = None
         self.begun = 0.0
         super().__init__(hypermodel, **settings)
@@ -81,7 +86,7 @@ class _StockTuner(keras_tuner.Tuner):
     def on_trial_begin(self, trial) -> None:
         """Start the clock, and the random numbers of the trial."""
         super().on_trial_begin(trial)
-        self.begun, self.results = time.process_time(), None
+        self.begun, self.results, self.quantized = time.process_time(), None, None
         keras.utils.set_random_seed(self.oracle.seed + len(self.ended))
 
     def run_trial(self, trial, *data, callbacks, **settings) -> dict[str, float]:
@@ -96,7 +101,7 @@ class _StockTuner(keras_tuner.Tuner):
         results = {name: float(values[best]) for name, values in history.items()}
         if not math.isfinite(results["val_loss"]):
             raise keras_tuner.errors.FailedTrialError("the validation loss is not finite")
-        self.results = results
+        self.results, self.quantized = results, model
         return results
 
     def _built(self, hyperparameters):
@@ -113,7 +118,8 @@ class _StockTuner(keras_tuner.Tuner):
         super().on_trial_end(trial)
         ended = self._ended(trial.hyperparameters.values, lines)
         self.ended.append(ended)
-        self.on_trial(ended)
+        self.on_trial(ended, self.quantized)
+        self.quantized = None
 
     def _ended(self, values: dict[str, Any], lines: list[str]) -> StockTrial:
         found = self.results
@@ -152,7 +158,7 @@ def search(
     learning_rate: float,
     seed: int,
     folder: Path,
-    on_trial: Callable[[StockTrial], None],
+    on_trial: OnTrial,
 ) -> list[StockTrial]:
     """Trials of AutoQKeras, in order, also those that failed.
 
@@ -168,7 +174,7 @@ def search(
         of Adam, in all steps
     folder : Path
         where keras-tuner keeps its files, each search in a new folder of its own
-    on_trial : callable, called with every trial
+    on_trial : callable, called with every trial and its trained model, None if it failed
 
     Raises
     ------
@@ -195,7 +201,7 @@ def _searcher(
     trials: int,
     seed: int,
     folder: Path,
-    on_trial: Callable[[StockTrial], None],
+    on_trial: OnTrial,
 ) -> AutoQKeras:
     return AutoQKeras(
         stock.model,

@@ -67,7 +67,7 @@ class Bayesian:
     def propose(self, trials: list[Trial]) -> Proposal | None:
         """The next seed, or what the process says."""
         seed = self.task.next_seed(trials)
-        finished = [trial for trial in trials if trial.state == "finished"]
+        finished = self.task.finished(trials)
         if seed is not None or len(finished) < 2:
             return seed or self.task.random(trials, origin="random")
         rng = self.task.rng(trials)

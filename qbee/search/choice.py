@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from qbee.errors import ParameterError
 from qbee.search import pareto
-from qbee.search.limits import Limits
+from qbee.search.limits import Limits, as_text
 from qbee.search.strategy import objective
 from qbee.search.trial import Fidelity, Measured, Trial
 
@@ -15,15 +14,30 @@ from qbee.search.trial import Fidelity, Measured, Trial
 def eligible(
     trials: Sequence[Trial], *, fidelity: Fidelity, limits: Limits | None = None
 ) -> list[Trial]:
-    """Finished whole trials within the limits, without collapsed ones unless all are."""
-    finished = [
-        trial
-        for trial in trials
-        if trial.measured is not None
-        and trial.proposal.fidelity == fidelity
-        and (limits is None or limits.are_met(trial.measured.costs))
+    """Finished whole trials within the limits, without collapsed ones unless all are.
+
+    Raises
+    ------
+    ParameterError
+        if there is none; the message has the lowest of each limited cost.
+    """
+    whole = [t for t in trials if t.measured is not None and t.proposal.fidelity == fidelity]
+    if not whole:
+        raise ParameterError("no whole trial is finished; search with more trials")
+    fitting = _within(whole, limits or Limits())
+    return [trial for trial in fitting if not measured_of(trial).is_collapsed] or fitting
+
+
+def _within(trials: Sequence[Trial], limits: Limits) -> list[Trial]:
+    """Trials within the limits; an error if there is none."""
+    fitting = [trial for trial in trials if limits.are_met(measured_of(trial).costs)]
+    if fitting:
+        return fitting
+    lowest = [
+        f"{name}={as_text(min(measured_of(trial).costs[name] for trial in trials))}"
+        for name in limits.at_most
     ]
-    return [trial for trial in finished if not _measured(trial).is_collapsed] or finished
+    raise ParameterError(f"no whole trial has {limits}; the lowest are {', '.join(lowest)}")
 
 
 def front(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
@@ -40,25 +54,18 @@ def best_within(trials: Sequence[Trial], limits: Limits, *, metric: str) -> Tria
     ParameterError
         if there is none; the message has the lowest of each limited cost.
     """
-    fitting = [t for t in trials if t.measured and limits.are_met(t.measured.costs)]
-    if fitting:
-        return min(fitting, key=lambda trial: objective(trial, metric))
-    lowest = {
-        name: min((_measured(t).costs[name] for t in trials), default=math.nan)
-        for name in limits.at_most
-    }
-    found = ", ".join(f"{name}={value:.0f}" for name, value in lowest.items())
-    raise ParameterError(f"no whole trial has {limits}; the lowest are {found}")
+    return min(_within(trials, limits), key=lambda trial: objective(trial, metric))
 
 
-def _measured(trial: Trial) -> Measured:
+def measured_of(trial: Trial) -> Measured:
+    """What a finished trial found."""
     assert trial.measured is not None
     return trial.measured
 
 
 def _worst_f1(trial: Trial) -> float:
     """F1 less its standard error."""
-    return _measured(trial).metrics["f1"] - _measured(trial).f1_error
+    return measured_of(trial).metrics["f1"] - measured_of(trial).f1_error
 
 
 def rule_of(winner: Trial, *, float_f1: float, max_f1_drop: float) -> str:
@@ -78,5 +85,5 @@ def choose(trials: Sequence[Trial], *, float_f1: float, max_f1_drop: float) -> T
     """
     good = [t for t in trials if _worst_f1(t) >= float_f1 - max_f1_drop]
     if not good:
-        return max(trials, key=lambda t: (_worst_f1(t), _measured(t).score))
-    return min(good, key=lambda t: (_measured(t).costs["tflite_bytes"], -_measured(t).score))
+        return max(trials, key=lambda t: (_worst_f1(t), measured_of(t).score))
+    return min(good, key=lambda t: (measured_of(t).costs["tflite_bytes"], -measured_of(t).score))

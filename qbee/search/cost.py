@@ -37,6 +37,16 @@ def slots(scheme: Scheme) -> dict[str, int]:
     return found
 
 
+def scheme_of(slots: Mapping[str, int]) -> Scheme:
+    """Scheme of the bits of its slots."""
+    layers: dict[str, dict[str, int]] = {}
+    for slot, bits in slots.items():
+        if slot != INPUT:
+            layer, _, role = slot.rpartition(".")
+            layers.setdefault(layer, {})[role] = bits
+    return Scheme.model_validate({"layers": layers, "input_bits": slots[INPUT]})
+
+
 def reference_slots(elements: Slots, factor: ForgivingFactor) -> dict[str, int]:
     """Bits of every slot of the forgiving factor's reference."""
     widths = {"kernel": factor.reference_kernel_bits, "bias": factor.reference_bias_bits}

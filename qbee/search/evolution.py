@@ -40,7 +40,7 @@ class _Sampled:
             directions=["minimize"] * len(self.task.objectives),
             sampler=self.sampler(int(self.task.rng(trials).integers(2**32))),
         )
-        study.add_trials([self._frozen(trial) for trial in trials if trial.state == "finished"])
+        study.add_trials([self._frozen(trial) for trial in self.task.finished(trials)])
         seed = self.task.next_seed(trials)
         if seed is not None:
             # So the sampler sees it as one of its own.

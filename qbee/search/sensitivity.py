@@ -30,7 +30,6 @@ MULTIPLIERS = np.geomspace(1e-4, 1e4, 81)
 BASE_BITS = 8
 # What the arena counts beside an objective: a map in int16 must be worth its RAM.
 ARENA_SHARE = 0.1
-RUNG = "rung"
 
 # Damage and cost of each width, by hyperparameter and width, relative to the base point.
 Table = dict[str, dict[int, tuple[float, float]]]
@@ -162,36 +161,33 @@ class Sensitivity:
     def propose(self, trials: list[Trial]) -> Proposal | None:
         """The next of a rung; None as long as a rung has trials running."""
         for number, fidelity in enumerate(self.rungs):
-            of_rung = [t for t in trials if t.proposal.notes.get(RUNG) == str(number)]
+            of_rung = [t for t in trials if t.proposal.fidelity == fidelity]
             members = self.candidates if number == 0 else self._promoted(trials, number)
             tried = [trial.point for trial in of_rung]
             waiting = [point for point in members if point not in tried]
             if waiting:
-                notes = {RUNG: str(number)}
-                return Proposal(
-                    point=waiting[0], fidelity=fidelity, origin="sensitivity", notes=notes
-                )
-            if any(trial.state == "running" for trial in of_rung):
+                return Proposal(point=waiting[0], fidelity=fidelity, origin="sensitivity")
+            if any(t.state == "running" and t.point in members for t in of_rung):
                 return None
         return self._neighbour(trials)
 
     def _promoted(self, trials: list[Trial], number: int) -> list[Point]:
         """The better part of the rung before, by rank and crowding."""
+        fidelity = self.rungs[number - 1]
         before = [
             trial
-            for trial in trials
-            if trial.proposal.notes.get(RUNG) == str(number - 1) and trial.state == "finished"
+            for trial in self.task.finished(trials)
+            if trial.proposal.fidelity == fidelity
+            # Limits may have become tighter.
+            and self.task.repaired(trial.point) == trial.point
         ]
         values = [[objective(t, name) for name in self.task.objectives] for t in before]
         return [before[i].point for i in pareto.best_first(values)[: self.sizes[number]]]
 
     def _neighbour(self, trials: list[Trial]) -> Proposal | None:
         """A neighbour of a point on the front of whole trials."""
-        whole = [
-            trial
-            for trial in trials
-            if trial.state == "finished" and trial.proposal.fidelity == self.task.fidelity
-        ]
+        finished = self.task.finished(trials)
+        whole = [t for t in finished if t.proposal.fidelity == self.task.fidelity]
         values = [[objective(t, name) for name in self.task.objectives] for t in whole]
         front = [whole[i].point for i in pareto.front(values)] or self.candidates
         rng = self.task.rng(trials)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -21,6 +21,8 @@ from qbee.search.trial import Fidelity, Point
 
 Role = Literal["kernel", "bias", "map"]
 ROLES: tuple[Role, ...] = ("kernel", "bias", "map")
+# Widths there are for each role.
+CHOICES = {"kernel": get_args(KernelBits), "bias": get_args(BiasBits), "map": get_args(MapBits)}
 Grouping = Literal["layer", "block", "network"]
 # Name of the hyperparameter of a network's channels, in percent.
 WIDTH = "width"
@@ -92,6 +94,16 @@ class SearchSpace(Record):
         if twice:
             raise ValueError(f"layer {twice[0]!r} is in two groups")
         return groups
+
+    @field_validator("fixed")
+    @classmethod
+    def _fixed_widths_exist(cls, fixed):
+        for layer, widths in fixed.items():
+            for role, bits in widths.items():
+                if bits not in CHOICES[role]:
+                    known = ", ".join(map(str, CHOICES[role]))
+                    raise ValueError(f"{layer}.{role}={bits} must be one of {known}")
+        return fixed
 
     @model_validator(mode="after")
     def _bounds_are_ranges_of_hyperparameters(self):
@@ -211,6 +223,13 @@ class Domain:
                     raise ParameterError(
                         f"fixed: the network has no {layer}.{role}; it has {', '.join(self.slots)}"
                     )
+            bits = widths.get("map", OUTPUT_BITS)
+            if layer in self.narrow and bits > WIDEST_BEFORE_A_SIGMOID:
+                raise ParameterError(
+                    f"fixed.{layer}.map={bits} must be at most 8: a sigmoid reads it"
+                )
+            if layer == self.layers[-1] and bits < OUTPUT_BITS:
+                raise ParameterError(f"fixed.{layer}.map={bits} must be 8 or 16: it is the output")
 
     def _check_bounds(self) -> None:
         unknown = [name for name in self.space.bounds if name not in self.elements]

@@ -60,6 +60,10 @@ class Task:
         repaired = (self.repaired(point) for point in points)
         return next((point for point in repaired if point not in tried), None)
 
+    def finished(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Finished trials of points of the domain, which has fewer with another limit."""
+        return [t for t in trials if t.state == "finished" and self.domain.has(t.point)]
+
     def random(self, trials: Sequence[Trial], *, origin: str) -> Proposal | None:
         """A random point that was not tried."""
         rng = self.rng(trials)
@@ -89,6 +93,8 @@ class Strategy(Protocol):
 
 
 _STRATEGIES: dict[str, type[Strategy]] = {}
+# Stock AutoQKeras is a search of its own.
+STOCK = "autoqkeras"
 
 
 def register(name: str) -> Callable[[type], type]:
@@ -115,7 +121,7 @@ def get(name: str) -> type[Strategy]:
         listing the known names.
     """
     if name not in _STRATEGIES:
-        raise ParameterError(f"strategy={name!r} must be one of {', '.join(_STRATEGIES)}")
+        raise ParameterError(f"strategy={name!r} must be one of {', '.join([*_STRATEGIES, STOCK])}")
     return _STRATEGIES[name]
 
 

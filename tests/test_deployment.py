@@ -142,7 +142,7 @@ def test_a_folder_without_a_network_is_refused(tmp_path, refused):
 def test_an_unfinished_job_is_not_trained_on_the_way(job, tmp_path):
     unfinished = tmp_path / "job"
     shutil.copytree(job, unfinished)
-    (unfinished / "work" / "winner.json").unlink()
+    (unfinished / "work" / "chosen.json").unlink()
     with pytest.raises(ModelFileError, match="is not finished; continue it with 'search'"):
         deployment.export(unfinished)
 

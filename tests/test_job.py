@@ -14,11 +14,12 @@ from conftest import SMALL_JOB, qbee
 from qbee.detector import Card, Detector, margin_threshold
 from qbee.errors import FrontEndError
 from qbee.job.settings import digest
+from qbee.job.verbs import resumed
 from qbee.quantize.scheme import Scheme
 from qbee.records import FrontEnd
 
-PICTURES = ["mel_examples", "training_curves", "trial_scores", "pareto", "bits_per_layer",
-            "confusion_and_pr"]  # fmt: skip
+PICTURES = ["mel_examples", "training_curves", "trial_scores", "accuracy_vs_size",
+            "bits_per_point", "hypervolume", "bits_per_layer", "confusion_and_pr"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +52,6 @@ def test_results_say_what_they_were_computed_on(results):
     assert results["float"]["f1"] is not None
     assert results["int8"]["tflite_bytes"] > 0
     assert results["winner"]["arena_bytes"] > 500_000
-    assert results["search"]["trials"] == 3
-    assert results["search"]["cpu_seconds"] > 0
     assert results["seed"] == 0
     assert results["versions"]["tensorflow"].startswith("2.")
 
@@ -151,15 +150,34 @@ def test_a_front_end_whose_images_the_model_cannot_take_is_refused(finished_job,
         Detector.load(tmp_path)
 
 
-def test_the_search_reports_its_pareto_set_and_its_rule(finished_job, results):
+def test_the_search_reports_its_front_and_its_rule(finished_job, results):
     found = results["search"]
-    trials = json.loads((finished_job / "work" / "trials.json").read_text())
-    points = [(t["measured"]["f1"], t["measured"]["tflite_bytes"]) for t in trials]
-    front = [(p["f1"], p["tflite_bytes"]) for p in found["pareto"]]
+    trials = resumed(finished_job).search.journal.trials
+    points = [(t.measured.metrics["loss"], t.measured.costs["tflite_bytes"]) for t in trials]
+    front = [(p["loss"], p["tflite_bytes"]) for p in found["pareto"]]
+    assert found["objectives"] == ["loss", "tflite_bytes"]
     assert front
-    for f1, size in front:
-        assert not any(g >= f1 and s <= size and (g, s) != (f1, size) for g, s in points)
+    for loss, size in front:
+        assert not any(z <= loss and s <= size and (z, s) != (loss, size) for z, s in points)
     assert "float model's" in found["rule"]
+
+
+def test_the_search_says_how_it_searched_and_what_it_chose(finished_job, results):
+    found = results["search"]
+    assert found["strategy"] == "sensitivity"
+    assert found["limits"] == {}
+    assert found["scored_on"] == "holdout"
+    assert (found["trials"], found["failed"]) == (3, 0)
+    assert found["cpu_seconds"] > 0
+    # Kernels of four groups of layers and maps of three have three widths each.
+    assert found["schemes"] == 3**7
+    winner = resumed(finished_job).search.journal.trials[found["winner_trial"]]
+    assert winner.scheme == Scheme.load(finished_job / "scheme.json")
+    assert found["validation_f1"]["winner"] == winner.measured.metrics["f1"]
+    assert 0 < found["validation_f1"]["float"] <= 1
+    (tuned,) = found["fine_tuned"]
+    assert tuned["trial"] == winner.number
+    assert tuned["test_f1"] == results["winner"]["f1_keras"]
 
 
 def test_a_folder_of_tables_is_another_job_when_one_of_them_changes(tmp_path):

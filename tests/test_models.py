@@ -5,7 +5,7 @@ import pytest
 
 from qbee.errors import ParameterError
 from qbee.keras import keras, tf
-from qbee.models import beenet, registry
+from qbee.models import beenet, blocks, registry
 from qbee.quantize import fold
 
 # Trainable parameters, bee paper, table 2.
@@ -92,10 +92,55 @@ def test_a_registered_builder_is_called_with_the_image_size(monkeypatch):
     monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
 
     @registry.register("tiny")
-    def tiny(*, n_mels, n_frames):
-        return (n_mels, n_frames)
+    def tiny(*, n_mels, n_frames, width):
+        return (n_mels, n_frames, width)
 
     assert "tiny" in registry.names()
-    assert registry.build("tiny", n_mels=4, n_frames=8) == (4, 8)
-    assert registry.build("tiny") == (128, 128)
-    assert tiny(n_mels=1, n_frames=2) == (1, 2)
+    assert registry.build("tiny", n_mels=4, n_frames=8, width=50) == (4, 8, 50)
+    assert registry.build("tiny") == (128, 128, 100)
+    assert tiny(n_mels=1, n_frames=2, width=3) == (1, 2, 3)
+
+
+NAMES = ("beenet1", "beenet2", "beenet3", "mobilenet_v2", "resnet9")
+
+
+def sizes_of(name, **settings):
+    """Shapes of all kernels by layer, on images that leave one element before the head."""
+    model = registry.build(name, n_mels=64, n_frames=64, **settings)
+    kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+    return {a.name: tuple(a.get_weights()[0].shape) for a in model.layers if isinstance(a, kinds)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_width_of_100_percent_is_the_network_itself(name):
+    assert sizes_of(name, width=100) == sizes_of(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("width", [25, 50])
+def test_a_width_scales_the_channels_of_every_layer_but_the_input_and_the_output(name, width):
+    whole, part = sizes_of(name), sizes_of(name, width=width)
+    assert list(whole) == list(part)
+    for layer, shape in whole.items():
+        if layer == "head":
+            assert part[layer] == (shape[0] * width // 100, 2)
+            continue
+        inputs, outputs = part[layer][-2:]
+        is_first = shape[-2] == 1
+        assert inputs == (1 if is_first else shape[-2] * width // 100)
+        # A depthwise kernel has its channels in front of a multiplier of 1.
+        assert outputs == (1 if shape[-1] == 1 else shape[-1] * width // 100)
+        assert part[layer][:-2] == shape[:-2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_the_channels_have_a_quarter_of_the_pointwise_weights(name):
+    def pointwise(sizes):
+        found = [s for s in sizes.values() if len(s) == 4 and min(s[-2:]) > 1]
+        return sum(int(np.prod(shape)) for shape in found)
+
+    assert 4 * pointwise(sizes_of(name, width=50)) == pointwise(sizes_of(name))
+
+
+def test_a_layer_keeps_at_least_one_channel_and_counts_are_rounded():
+    assert [blocks.scaled(3, width) for width in (10, 50, 60, 100, 200)] == [1, 2, 2, 3, 6]

@@ -56,10 +56,18 @@ RESULTS = {
         ],
     },
     "search": {
+        "strategy": "sensitivity",
+        "objectives": ["loss", "tflite_bytes"],
+        "limits": {},
+        "scored_on": "holdout",
         "trials": 12,
+        "failed": 0,
         "cpu_seconds": 123.4,
         "schemes": 19683,
         "winner_trial": 7,
+        "pareto": [],
+        "fine_tuned": [],
+        "validation_f1": {"float": 0.9, "winner": 0.89},
         "rule": "smallest file within 1.0 point of the float F1",
     },
 }
@@ -168,4 +176,4 @@ def test_missing_entry_is_named(write_page, key):
 
 def test_missing_image_is_named(write_page, tmp_path):
     with pytest.raises(ModelFileError, match=r"gone\.png"):
-        write_page(RESULTS, {"pareto": tmp_path / "gone.png"})
+        write_page(RESULTS, {"accuracy_vs_size": tmp_path / "gone.png"})

@@ -91,7 +91,9 @@ Trials = Annotated[
 ]
 Strategy = Annotated[
     str | None,
-    typer.Option(help="What proposes trials: sensitivity, bayesian, nsga2, tpe or random."),
+    typer.Option(
+        help="What proposes trials: sensitivity, bayesian, nsga2, tpe, random or autoqkeras."
+    ),
 ]
 Objectives = Annotated[
     list[str] | None,

@@ -48,26 +48,27 @@ class Search:
 
     Parameters
     ----------
-    split, windows : the job's
+    network, windows : the job's
     metadata : of the files whose bytes are counted
     store : journal to use instead of the folder's own
     """
 
     def __init__(
         self,
-        split: Split,
+        network: Network,
         windows: Sequence[Window],
         settings: SearchSettings,
         metadata: dict[str, bytes],
         *,
         store: str | None = None,
     ):
-        self.split, self.windows, self.settings = split, windows, settings
+        self.split = split = network.split
+        self.windows, self.settings = windows, settings
         self.metadata = metadata
         self.store = store or (split.work / JOURNAL)
         self.space = split.settings.space
         check_objectives(settings.objectives)
-        self._networks: dict[tuple[str, int], Network] = {}
+        self._networks = {(split.fold.name, network.width): network}
         self._grounds: dict[int, list[Ground]] = {}
 
     def network(self, width: int = WHOLE_WIDTH) -> Network:
@@ -186,7 +187,13 @@ class Search:
     @cached_property
     def journal(self) -> Journal:
         """Trials so far, of all workers."""
-        return self._journal(NAME, self.domain.scheme)
+        return self._journal(f"{NAME}{self._suffix}", self.domain.scheme)
+
+    @property
+    def _suffix(self) -> str:
+        """Tells searches apart whose trials cannot be compared, in one folder."""
+        across, plan = self.settings.across, self.export_settings.max_arena_bytes
+        return ("" if across == "holdout" else f"_{across}") + ("" if plan is None else f"_{plan}")
 
     def _journal(self, name: str, scheme_of: Callable[[Point], Scheme]) -> Journal:
         return Journal(
@@ -259,7 +266,10 @@ class Search:
 
     def baselines(self) -> dict[str, Measured]:
         """Uniform schemes, measured as whole trials are; kept in the folder."""
-        stored, adapter = self.split.work / "baselines.json", TypeAdapter(dict[str, Measured])
+        stored, adapter = (
+            self.split.work / f"baselines{self._suffix}.json",
+            TypeAdapter(dict[str, Measured]),
+        )
         if stored.exists():
             return read_as(stored, adapter)
         net = self.network(max(self.space.widths)).folded
@@ -310,11 +320,9 @@ class Search:
         return choice.rule_of(winner, float_f1=self.float_f1, max_f1_drop=drop)
 
     def contenders(self) -> list[Trial]:
-        """The winner, and of the front those next to it in size, as many as are asked for."""
-        winner = self.chosen()
-        others = [trial for trial in self.front if trial != winner]
-        near = sorted(others, key=lambda trial: _distance(trial, winner))
-        return [winner, *near[: self.settings.top - 1]]
+        """The winner and its neighbours on the front, as many as are asked for."""
+        settings = self.settings
+        return choice.contenders(self.eligible, self.chosen(), settings.objectives, settings.top)
 
     def tuned_name(self, trial: Trial) -> str:
         """What the weights of a trial's fine-tuning are called: by its point."""
@@ -333,11 +341,6 @@ class Search:
             cpu_seconds=lambda: time.process_time() - begun,
         )
         return trial.model_copy(update={"measured": measured})
-
-
-def _distance(one: Trial, other: Trial) -> float:
-    sizes = [t.measured.costs["tflite_bytes"] for t in (one, other) if t.measured is not None]
-    return abs(np.log(sizes[0] / sizes[1]))
 
 
 def described(trial: Trial) -> str:

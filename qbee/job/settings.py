@@ -59,7 +59,7 @@ class SearchSettings(Record):
     objectives: tuple[str, ...] = ("loss", "tflite_bytes")
     limits: Limits = Limits()
     across: Literal["holdout", "cv", "lolo"] = "holdout"
-    top: int = Field(1, ge=1)
+    top: int = Field(3, ge=1)
 
 
 def digest(path: Path) -> str:

@@ -136,12 +136,12 @@ class Job:
         metadata = self.card(threshold=0.5).to_metadata()
         windows = self.data.table.windows
         kind = StockSearch if settings.strategy == stock_search.NAME else Search
-        return kind(self.split, windows, settings, metadata, store=self.store)
+        return kind(self.network, windows, settings, metadata, store=self.store)
 
-    @property
+    @cached_property
     def network(self) -> Network:
         """The float network with all its channels."""
-        return self.search.network()
+        return Network(self.split)
 
     @property
     def trained(self) -> tuple[keras.Model, list[Epoch]]:

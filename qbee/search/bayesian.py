@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 
 from qbee.keras import keras_tuner
 from qbee.search.space import Domain
@@ -14,6 +13,21 @@ from qbee.search.trial import Proposal, Trial
 
 # Untried points among which the process chooses.
 CANDIDATES = 2000
+# Logarithms of length scales that are tried.
+LENGTH_SCALES = np.linspace(np.log(0.05), np.log(20), 61)
+# Differences below are rounding errors, which depend on where arrays lie in memory.
+DIGITS = 8
+
+
+def _best_of_a_grid(loss: Callable, initial: np.ndarray, bounds: np.ndarray):
+    """Logarithm of the likeliest length scale, and its loss.
+
+    sklearn's own L-BFGS turns rounding errors into other optima, so that equal seeds would not
+    give equal proposals.
+    """
+    losses = [round(float(loss(np.array([t]), eval_gradient=False)), DIGITS) for t in LENGTH_SCALES]
+    best = int(np.argmin(losses))
+    return LENGTH_SCALES[[best]], losses[best]
 
 
 def hyperparameters(domain: Domain) -> keras_tuner.HyperParameters:
@@ -47,14 +61,13 @@ class _Oracle(keras_tuner.oracles.BayesianOptimizationOracle):
     def ranked(self, points: list[dict[str, int]]) -> list[dict[str, int]]:
         """Points by their lower confidence bound, the most promising first."""
         x, y = self._vectorize_trials()
-        with warnings.catch_warnings():
-            # A dozen trials often cannot tell the length scale of the process.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            self.gpr.fit(x, y)
+        self.gpr.set_params(optimizer=_best_of_a_grid, n_restarts_optimizer=0)
+        self.gpr.fit(x, y)
         space = self._nonfixed_space()
         vectors = [[hp.value_to_prob(point[hp.name]) for hp in space] for point in points]
         mean, deviation = self.gpr.predict(np.array(vectors), return_std=True)
-        return [points[i] for i in np.argsort(mean - self.beta * deviation, kind="stable")]
+        bound = np.round(mean - self.beta * deviation, DIGITS)
+        return [points[i] for i in np.argsort(bound, kind="stable")]
 
 
 @register("bayesian")

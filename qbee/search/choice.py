@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from qbee.errors import ParameterError
@@ -44,6 +45,23 @@ def front(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
     """Trials that no other beats in all objectives, by falling quality of the last."""
     values = [[objective(trial, name) for name in objectives] for trial in trials]
     return [trials[i] for i in pareto.front(values)]
+
+
+def contenders(
+    trials: Sequence[Trial], winner: Trial, objectives: Sequence[str], count: int
+) -> list[Trial]:
+    """The winner and its neighbours on the front, ``count`` in all.
+
+    First come smaller files, the nearest first: fine-tuning does most for them.
+    """
+    size = measured_of(winner).costs["tflite_bytes"]
+
+    def order(trial: Trial) -> tuple[bool, float]:
+        other = measured_of(trial).costs["tflite_bytes"]
+        return other > size, abs(math.log(other / size))
+
+    others = [trial for trial in front(trials, objectives) if trial != winner]
+    return [winner, *sorted(others, key=order)[: count - 1]]
 
 
 def best_within(trials: Sequence[Trial], limits: Limits, *, metric: str) -> Trial:

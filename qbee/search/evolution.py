@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
@@ -40,7 +41,7 @@ class _Sampled:
             directions=["minimize"] * len(self.task.objectives),
             sampler=self.sampler(int(self.task.rng(trials).integers(2**32))),
         )
-        study.add_trials([self._frozen(trial) for trial in self.task.finished(trials)])
+        study.add_trials(self._frozen(trials))
         seed = self.task.next_seed(trials)
         if seed is not None:
             # So the sampler sees it as one of its own.
@@ -61,13 +62,28 @@ class _Sampled:
     def _indices(self, point: Point) -> dict[str, int]:
         return {name: menu.index(point[name]) for name, menu in self.task.domain.menus.items()}
 
-    def _frozen(self, trial: Trial) -> FrozenTrial:
-        return create_trial(
-            params=self._indices(trial.point),
-            distributions=self.distributions,
-            values=[objective(trial, name) for name in self.task.objectives],
-            system_attrs=json.loads(trial.proposal.notes.get(ATTRIBUTES, "{}")),
-        )
+    def _frozen(self, trials: list[Trial]) -> list[FrozenTrial]:
+        """Finished trials as Optuna has them.
+
+        Generations of a domain that was larger are incomplete in this one: what the sampler
+        wrote before the last trial of another domain is forgotten.
+        """
+        others = [trial.number for trial in trials if not self.task.domain.has(trial.point)]
+        since = max(others, default=-1)
+        return [
+            create_trial(
+                params=self._indices(trial.point),
+                distributions=self.distributions,
+                values=[objective(trial, name) for name in self.task.objectives],
+                system_attrs=_written(trial) if trial.number > since else {},
+            )
+            for trial in self.task.finished(trials)
+        ]
+
+
+def _written(trial: Trial) -> dict[str, Any]:
+    """What the sampler wrote into a trial."""
+    return json.loads(trial.proposal.notes.get(ATTRIBUTES, "{}"))
 
 
 @register("nsga2")

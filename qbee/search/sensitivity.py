@@ -161,12 +161,13 @@ class Sensitivity:
     def propose(self, trials: list[Trial]) -> Proposal | None:
         """The next of a rung; None as long as a rung has trials running."""
         for number, fidelity in enumerate(self.rungs):
-            of_rung = [t for t in trials if t.proposal.fidelity == fidelity]
             members = self.candidates if number == 0 else self._promoted(trials, number)
-            tried = [trial.point for trial in of_rung]
+            # An earlier search with fewer trials may have trained a point for longer.
+            tried = [t.point for t in trials if t.proposal.fidelity.windows >= fidelity.windows]
             waiting = [point for point in members if point not in tried]
             if waiting:
                 return Proposal(point=waiting[0], fidelity=fidelity, origin="sensitivity")
+            of_rung = [t for t in trials if t.proposal.fidelity == fidelity]
             if any(t.state == "running" and t.point in members for t in of_rung):
                 return None
         return self._neighbour(trials)

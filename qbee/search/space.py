@@ -281,10 +281,12 @@ class Domain:
 
     def random(self, rng: np.random.Generator) -> Point:
         """A point, all of which are equally likely."""
-        return {name: int(rng.choice(menu)) for name, menu in self.menus.items()}
+        return {name: menu[int(rng.integers(len(menu)))] for name, menu in self.menus.items()}
 
     def neighbour(self, point: Point, rng: np.random.Generator) -> Point:
-        """A point that differs in one hyperparameter by one step of its menu."""
+        """A point that differs in one hyperparameter by one step of its menu, if there is any."""
+        if not self.menus:
+            return dict(point)
         name = str(rng.choice(list(self.menus)))
         menu = self.menus[name]
         at = menu.index(point[name])

@@ -18,10 +18,11 @@ from qbee.quantize.fold import FoldedNet, fold
 from qbee.records import Fold
 from qbee.search import cost, strategies
 from qbee.search.cost import CostModel
+from qbee.search.domain import Domain
 from qbee.search.evaluate import Evaluator, Ground
 from qbee.search.journal import Journal
 from qbee.search.run import work
-from qbee.search.space import Domain, SearchSpace
+from qbee.search.space import SearchSpace
 from qbee.search.strategy import Task
 from qbee.search.trial import Trial
 from qbee.train.fit import Examples, TrainSettings, fit, predict

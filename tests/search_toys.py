@@ -7,9 +7,10 @@ from twin_nets import built, separable
 
 from qbee.quantize.scheme import Scheme
 from qbee.search import repair, strategies
+from qbee.search.domain import Domain
 from qbee.search.limits import Limits
 from qbee.search.score import ForgivingFactor
-from qbee.search.space import Domain, SearchSpace, Seed
+from qbee.search.space import SearchSpace, Seed
 from qbee.search.strategy import Task
 from qbee.search.trial import Fidelity, Measured, Trial
 

@@ -221,7 +221,8 @@ def test_help_names_every_stage(monkeypatch, capsys):
         cli.main()
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    for verb in ("demo", "synth", "run", "train", "search", "space", "export", "verify", "evaluate"):
+    verbs = ("demo", "synth", "run", "train", "search", "space", "export", "verify", "evaluate")
+    for verb in verbs:
         assert verb in printed
 
 

@@ -18,7 +18,7 @@ from qbee.job.verbs import resumed
 from qbee.models import registry
 from qbee.quantize.fold import fold
 from qbee.quantize.scheme import Scheme
-from qbee.search.space import Domain
+from qbee.search.domain import Domain
 
 OF_A_SEARCH = ["search.db", "baselines.json", "chosen.json"]
 

@@ -42,7 +42,11 @@ def model():
     return model
 
 
-def searched(model, folder, *, on_trial=lambda trial, model: None, trials=3, batch=32, rate=1e-4, **menus):
+def no_one(trial, model):
+    """Hear nothing."""
+
+
+def searched(model, folder, *, on_trial=no_one, trials=3, batch=32, rate=1e-4, **menus):
     # QKeras' own quantizers take twice as long to trace.
     given = {"mode": "random", "maps_after": "pool", "quantizers": "featuremap"} | menus
     return search(
@@ -75,7 +79,8 @@ def untrained(monkeypatch):
 @pytest.fixture(scope="module")
 def found(model, tmp_path_factory):
     heard = []
-    trials = searched(model, tmp_path_factory.mktemp("stock"), on_trial=lambda trial, model: heard.append(trial))
+    folder = tmp_path_factory.mktemp("stock")
+    trials = searched(model, folder, on_trial=lambda trial, model: heard.append(trial))
     assert heard == trials
     return trials
 
@@ -223,7 +228,7 @@ def test_arguments_that_cannot_work_are_errors(model, tmp_path, change, message)
             **arguments,
             settings=StockSettings(),
             folder=tmp_path,
-            on_trial=lambda trial, model: None,
+            on_trial=no_one,
         )
 
 
@@ -246,5 +251,5 @@ def test_filters_of_residual_networks_cannot_be_searched(tmp_path):
             **GOOD,
             settings=StockSettings(tune_filters="block"),
             folder=tmp_path,
-            on_trial=lambda trial, model: None,
+            on_trial=no_one,
         )

@@ -8,9 +8,10 @@ from qbee.models import registry
 from qbee.quantize import calibrate, convert, fold
 from qbee.records import FrontEnd
 from qbee.search.cost import CostModel, elements, reference_slots, total_bits
+from qbee.search.domain import Domain
 from qbee.search.evaluate import Evaluator, Ground
 from qbee.search.score import Bomp, ForgivingFactor
-from qbee.search.space import Domain, SearchSpace, Seed
+from qbee.search.space import SearchSpace, Seed
 from qbee.search.trial import Fidelity, Proposal, Trial
 from qbee.train import metrics
 from qbee.train.fit import Examples, TrainSettings, predict

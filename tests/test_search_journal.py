@@ -39,6 +39,7 @@ def measure(trial):
     f1 = 1 / (3 + trial.point["width"])
     return Measured(
         metrics={"f1": f1, "loss": 1 - f1},
+        interval=(f1, f1),
         costs={"bits": 100 * trial.number},
         score=f1 + trial.proposal.fidelity.epochs,
         f1_error=0.01,

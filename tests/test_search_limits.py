@@ -9,9 +9,10 @@ from twin_nets import built, separable
 
 from qbee.errors import ParameterError
 from qbee.export.boards import BOARDS
-from qbee.quantize.scheme import LayerBits, Scheme
+from qbee.job.settings import default_space
 from qbee.search import limits, repair
 from qbee.search.cost import CostModel
+from qbee.search.domain import Domain
 from qbee.search.limits import Limits
 
 
@@ -247,41 +248,25 @@ def test_limits_that_no_point_meets_are_an_error_with_the_lowest_value():
 
 def test_a_real_network_is_cut_to_its_limits_with_few_looks():
     case = built(separable)
-    layers = case.net.maps
-    groups = {name: name for name in layers}
-    menus = {
-        f"{n}.{role}": c for n in layers for role, c in (("kernel", (4, 8, 16)), ("map", MAPS))
-    }
-    del menus[f"{layers[-1]}.map"]
-    model, looks = CostModel(("tflite_bytes", "arena_bytes")), []
+    space = default_space().model_copy(update={"groups": "layer"})
+    domain, looks = Domain(space, case.net), []
+    model = CostModel(("tflite_bytes", "arena_bytes"))
 
     def costs_of(point):
         looks.append(point)
-        widths = {
-            n: LayerBits(kernel=point[f"{n}.kernel"], bias=31, map=point.get(f"{n}.map", 8))
-            for n in layers
-        }
-        scheme = Scheme(layers=widths)
+        scheme = domain.scheme(point)
         return model.costs(case.quantized(scheme)[1], scheme)
 
-    start = {name: 16 for name in menus}
-    eight = costs_of({name: 8 for name in menus})
+    eight = costs_of(dict.fromkeys(domain.menus, 8))
     limit = at_most(arena_bytes=eight["arena_bytes"] + 100, tflite_bytes=eight["tflite_bytes"] + 50)
     looks.clear()
-    elements = repair.elements_by_parameter(case.net, groups)
-    found = repair.repair(start, menus=menus, costs_of=costs_of, limits=limit, elements=elements)
+    found = repair.repair(
+        dict.fromkeys(domain.menus, 16),
+        menus=domain.menus,
+        costs_of=costs_of,
+        limits=limit,
+        elements=domain.elements,
+    )
     assert limit.are_met(costs_of(found))
-    assert found == dict.fromkeys(menus, 8)
+    assert found == dict.fromkeys(domain.menus, 8)
     assert len(looks) <= 16
-
-
-def test_elements_of_a_group_are_summed_and_its_largest_map_counts_before_the_pool():
-    net = built(separable).net
-    groups = {name: "all" if name != "head" else "head" for name in net.maps}
-    found = repair.elements_by_parameter(net, groups)
-    kernels = {name: kernel.size for name, kernel in net.kernels.items()}
-    assert found["all.kernel"] == sum(kernels.values()) - kernels["head"]
-    assert found["all.bias"] == sum(b.size for n, b in net.biases.items() if n != "head")
-    # 6 channels of 16 x 15, of which the pool leaves out the last column.
-    assert found["all.map"] == 6 * 16 * 14
-    assert found["head.map"] == 3

@@ -16,8 +16,9 @@ from twin_nets import NETS, built, read_by_a_sigmoid, separable, squeeze_excite
 from qbee.errors import ModelFileError, ParameterError
 from qbee.models import registry
 from qbee.quantize import convert, fold
+from qbee.search.domain import Domain
 from qbee.search.score import Bomp, ForgivingFactor
-from qbee.search.space import Domain, SearchSpace, Seed
+from qbee.search.space import SearchSpace, Seed
 from qbee.search.trial import Fidelity
 
 FILES = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.json"))

@@ -191,7 +191,8 @@ def show(
     from qbee.models import registry
     from qbee.quantize.fold import fold
     from qbee.report import space_plot
-    from qbee.search.space import Domain, SearchSpace
+    from qbee.search.domain import Domain
+    from qbee.search.space import SearchSpace
 
     if picture is not None:
         check_output(picture, ".png")

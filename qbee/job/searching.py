@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from qbee.data import folds
+from qbee.errors import DataError
 from qbee.export.delivery import ExportSettings
 from qbee.files import write_text
 from qbee.job.network import WHOLE_WIDTH, Network
@@ -24,11 +25,12 @@ from qbee.records import Fold, Window, read_as
 from qbee.search import choice, cost, strategies
 from qbee.search.board_logs import BoardLogs
 from qbee.search.cost import CostModel
+from qbee.search.domain import Domain
 from qbee.search.evaluate import Evaluator, Ground
 from qbee.search.journal import Journal
 from qbee.search.repair import repair
 from qbee.search.run import work
-from qbee.search.space import WIDTH, Domain
+from qbee.search.space import WIDTH
 from qbee.search.strategy import Task, check_objectives
 from qbee.search.trial import Measured, Point, Proposal, Trial
 
@@ -148,7 +150,14 @@ class Search:
             inner = folds.cross_validation(
                 windows, settings.front_end, n_folds=settings.folds, seed=settings.seed
             )
-        return [self._inner_split(fold, known, number) for number, fold in enumerate(inner)]
+        splits = [self._inner_split(fold, known, number) for number, fold in enumerate(inner)]
+        scored = [split for split in splits if split.has_both_classes]
+        if not scored:
+            raise DataError(f"across={self.settings.across!r}: no inner fold has both classes")
+        if len(scored) < len(splits):
+            left_out = len(splits) - len(scored)
+            self.split.watcher.note(f"{left_out} inner folds have one class only and are left out")
+        return scored
 
     def _inner_split(self, fold: Fold, known: Sequence[int], number: int) -> Split:
         parts = {

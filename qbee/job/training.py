@@ -47,6 +47,12 @@ class Split:
         """Labels of a part, bool."""
         return self.examples.labels[self.indices(part)]
 
+    @property
+    def has_both_classes(self) -> bool:
+        """Whether windows with and without buzz are in every part."""
+        parts = ("train", "validation", "test")
+        return all(len(set(self.labels_of(part))) == 2 for part in parts)
+
     def logits(self, model, part: str) -> np.ndarray:
         """Logits [n, 2] of the windows of a part."""
         return fit.predict(model, self.examples, self.indices(part))

@@ -29,8 +29,9 @@ from qbee.quantize import fold
 from qbee.quantize.sharing import Steps
 from qbee.records import Record
 from qbee.search import choice, strategies
+from qbee.search.domain import Domain
 from qbee.search.limits import Limits
-from qbee.search.space import Domain, SearchSpace
+from qbee.search.space import SearchSpace
 from qbee.search.strategy import check_objectives
 from qbee.search.trial import Trial
 from qbee.train import metrics

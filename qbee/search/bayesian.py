@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from qbee.keras import keras_tuner
-from qbee.search.space import Domain
+from qbee.search.domain import Domain
 from qbee.search.strategy import Task, register
 from qbee.search.trial import Proposal, Trial
 

@@ -16,8 +16,9 @@ from qbee.quantize.scheme import Scheme
 from qbee.quantize.sharing import OneStep
 from qbee.search import cost
 from qbee.search.cost import CostModel
+from qbee.search.domain import Domain
 from qbee.search.score import ForgivingFactor
-from qbee.search.space import Domain, SearchSpace
+from qbee.search.space import SearchSpace
 from qbee.search.supernet import Supernet
 from qbee.search.trial import Fidelity, Measured, Point, Trial
 from qbee.train import metrics

@@ -143,7 +143,8 @@ class Sensitivity:
 
     def __init__(self, task: Task):
         self.task = task
-        rungs = sum(task.max_trials >= least for least in TRIALS_OF_RUNGS)
+        is_trained = task.fidelity.steps > 0
+        rungs = sum(task.max_trials >= least for least in TRIALS_OF_RUNGS) if is_trained else 1
         steps = task.fidelity.windows
         self.rungs = [
             Fidelity(epochs=task.fidelity.epochs, windows=steps // REDUCTION ** (rungs - 1 - i))

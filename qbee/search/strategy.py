@@ -10,7 +10,7 @@ import numpy as np
 
 from qbee.errors import ParameterError
 from qbee.search import cost
-from qbee.search.space import Domain
+from qbee.search.domain import Domain
 from qbee.search.trial import Fidelity, Point, Proposal, Trial
 from qbee.train import metrics
 

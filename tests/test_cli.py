@@ -242,7 +242,7 @@ def test_a_wrong_use_of_the_command_line_is_one_line(failing, arguments):
 
 def test_a_space_without_a_layer_of_the_network(failing, table, tmp_path):
     space = default_space().model_dump()
-    del space["groups"]["block2"]
+    space["groups"] = {"stem": ["stem"], "block1": ["block1_*"], "head": ["head"]}
     (tmp_path / "space.json").write_text(json.dumps(space))
     out = tmp_path / "out"
     line = failing("run", "--labels", table(), "--model", "beenet3", "--out", out,

@@ -175,9 +175,10 @@ def test_the_search_says_how_it_searched_and_what_it_chose(finished_job, results
     assert winner.scheme == Scheme.load(finished_job / "scheme.json")
     assert found["validation_f1"]["winner"] == winner.measured.metrics["f1"]
     assert 0 < found["validation_f1"]["float"] <= 1
-    (tuned,) = found["fine_tuned"]
-    assert tuned["trial"] == winner.number
-    assert tuned["test_f1"] == results["winner"]["f1_keras"]
+    # Three of the front, if it has so many.
+    tuned = {one["trial"]: one for one in found["fine_tuned"]}
+    assert 1 <= len(tuned) <= 3
+    assert tuned[winner.number]["test_f1"] == results["winner"]["f1_keras"]
 
 
 def test_a_folder_of_tables_is_another_job_when_one_of_them_changes(tmp_path):

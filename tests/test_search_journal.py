@@ -406,7 +406,7 @@ def test_a_locked_file_is_an_error_of_one_line(path, monkeypatch):
     [
         ("proposal", '{"point": {"width": "wide"}}', "trial 0: proposal.point.width: "),
         ("scheme", "{}", "trial 0: scheme.layers: Field required"),
-        ("measured", '{"metrics": {}}', "trial 0: measured.costs: Field required"),
+        ("measured", '{"metrics": {}}', "trial 0: measured.interval: Field required"),
         ("lease", "7", "trial 0: lease: "),
         ("key", "null", "entry 1: key=None must be a text"),
         ("key", '{"a', "damaged content"),

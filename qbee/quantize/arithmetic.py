@@ -213,16 +213,20 @@ class WeightedArithmetic(OpArithmetic):
         total = ops.pooled(found, self.node.pool) + tf.cast(bias, dtype)
         if self.is_shift:
             multipliers = tf.cast(multipliers, dtype)
-            int32: Callable = partial(exact.shifted_int32, is_signed=self.is_signed)
-            others = exact.shifted_int64
         else:
             total = tf.cast(total, tf.int64)
-            int32, others = exact.requantize_int32, exact.requantize_int64
+        int32, others = self._requantizers()
         return self._by_arithmetic(
             "int32",
             lambda: self._saturated(int32(total, multipliers)),
             lambda: self._saturated(others(total, multipliers)),
         )
+
+    def _requantizers(self) -> tuple[Callable, Callable]:
+        """Functions of accumulators and multipliers, for int32 and for other arithmetic."""
+        if self.is_shift:
+            return partial(exact.shifted_int32, is_signed=self.is_signed), exact.shifted_int64
+        return exact.requantize_int32, exact.requantize_int64
 
     def trained(self, inputs, kernel, bias):
         """Rounded as on the device, but for ties: float32 sums do not lie exactly on a grid."""

@@ -14,13 +14,14 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import outcome
 from benchmarks.search_ground import Trained, evaluator, searched, soundscapes, space, trained
-from qbee.quantize.scheme import uniform
+from qbee.quantize.scheme import Scheme, uniform
 from qbee.search import autoqkeras, pareto
 from qbee.search.autoqkeras import StockSettings, StockTrial
 
@@ -32,14 +33,14 @@ LEAST_RATIO, WANTED_RATIO = 15.0, 30.0
 Curve = list[tuple[float, float, float]]
 
 
-def theirs(on: Trained, sizes, *, seed: int) -> Curve:
+def theirs(on: Trained, size_of: Callable[[Scheme], float], *, seed: int) -> Curve:
     """CPU seconds so far, cross-entropy and bytes of each stock trial."""
     begun, found = time.process_time(), []
 
     def heard(trial: StockTrial, _model) -> None:
         if trial.failure is None:
             seconds = time.process_time() - begun
-            found.append((seconds, trial.metrics["loss"], sizes(trial.scheme)))
+            found.append((seconds, trial.metrics["loss"], size_of(trial.scheme)))
 
     train = np.random.default_rng(seed).permutation(on.fold.train)[:TRIAL_WINDOWS]
     sets = [
@@ -76,11 +77,27 @@ def ours(on: Trained, *, seed: int) -> Curve:
     ]
 
 
-def volumes(curve: Curve, largest_bytes: float) -> np.ndarray:
-    """Share of the volume after each trial."""
-    reference = (math.log(2), largest_bytes)
-    points = [(loss, size) for _, loss, size in curve]
+def volumes(points: list[tuple[float, float]], largest: float) -> np.ndarray:
+    """Share of the volume after each trial, given as cross-entropy and bytes."""
+    reference = (math.log(2), largest)
     return pareto.hypervolume_over(points, reference) / math.prod(reference)
+
+
+def sizes(on: Trained, *, seed: int) -> Callable[[Scheme], float]:
+    """Bytes of the .tflite of a scheme with the float network's weights."""
+    prices = evaluator(on, space(), seed=seed)
+    supernet = prices.grounds(100)[0].supernet
+
+    def size_of(scheme: Scheme) -> float:
+        supernet.assign(scheme)
+        return prices.cost_model.costs(supernet.to_fixed_point(), scheme)["tflite_bytes"]
+
+    return size_of
+
+
+def largest_bytes(on: Trained, *, seed: int) -> float:
+    """Bytes of the .tflite of 16 bits everywhere."""
+    return sizes(on, seed=seed)(uniform(on.net, bits=16))
 
 
 def until(curve: Curve, shares: np.ndarray, wanted: float) -> float:
@@ -91,17 +108,13 @@ def until(curve: Curve, shares: np.ndarray, wanted: float) -> float:
 
 def measure(on: Trained, *, seed: int) -> dict[str, float]:
     """Volumes and times of one seed."""
-    prices = evaluator(on, space(), seed=seed)
-    supernet = prices.grounds(100)[0].supernet
-
-    def size_of(scheme) -> float:
-        supernet.assign(scheme)
-        return prices.cost_model.costs(supernet.to_fixed_point(), scheme)["tflite_bytes"]
-
+    size_of = sizes(on, seed=seed)
     largest = size_of(uniform(on.net, bits=16))
     mine = ours(on, seed=seed)
     stock = theirs(on, size_of, seed=seed)
-    my_shares, their_shares = volumes(mine, largest), volumes(stock, largest)
+    my_shares, their_shares = (
+        volumes([(loss, size) for _, loss, size in curve], largest) for curve in (mine, stock)
+    )
     found = {
         "their_volume": float(their_shares[-1]),
         "their_seconds": stock[-1][0],

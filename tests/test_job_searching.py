@@ -270,6 +270,17 @@ def free_port():
         return listening.getsockname()[1]
 
 
+def test_stock_autoqkeras_is_a_strategy_with_a_journal_of_its_own(trained, run):
+    options = ("search", trained, "--strategy", "autoqkeras", "--trials", 1)
+    assert "not know the limits" in run(*options, "--max-bytes", "9k", code=2)
+    first = run(*options)
+    (trial,) = trials_of(trained)
+    assert (trial.number, trial.proposal.origin) == (0, "autoqkeras")
+    assert trial.scheme == Scheme.load(trained / "scheme.json")
+    assert run(*options).splitlines()[-1] == first.splitlines()[-1]
+    assert trials_of(trained) == [trial]
+
+
 def test_another_machine_measures_trials_of_a_served_journal(finished, tmp_path):
     other = shutil.copytree(finished, tmp_path / "other")
     (other / "work" / "search.db").unlink()

@@ -130,6 +130,10 @@ class StockSearch(Search):
         """The trial of AutoQKeras' highest score."""
         return max(self.eligible, key=lambda trial: measured_of(trial).score)
 
+    def contenders(self) -> list[Trial]:
+        """That trial alone: AutoQKeras has the last word."""
+        return [self.chosen()]
+
     def rule_of(self, winner: Trial) -> str:
         """In words, why it won."""
         return "highest score of AutoQKeras"

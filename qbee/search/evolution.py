@@ -51,7 +51,8 @@ class _Sampled:
             point = self.task.untried(trials, [self._point(asked.params)])
             if point is not None:
                 origin = self.name if seed is None else seed.origin
-                notes = {ATTRIBUTES: json.dumps(asked.system_attrs)}
+                written = study.get_trials(deepcopy=False)[asked.number].system_attrs
+                notes = {ATTRIBUTES: json.dumps(written)}
                 return self.task.whole(point, origin=origin, notes=notes)
             study.tell(asked, state=TrialState.FAIL)
         return self.task.random(trials, origin="random")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -87,6 +89,13 @@ def _written(trial: Trial) -> dict[str, Any]:
     return json.loads(trial.proposal.notes.get(ATTRIBUTES, "{}"))
 
 
+def _parzen(seed: int) -> TPESampler:
+    with warnings.catch_warnings():
+        # Considering parameters together has been called experimental for years.
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return TPESampler(seed=seed, multivariate=True)
+
+
 @register("nsga2")
 class Nsga2(_Sampled):
     """NSGA-II."""
@@ -103,4 +112,4 @@ class Tpe(_Sampled):
     """Multi-objective tree-structured Parzen estimator."""
 
     def __init__(self, task: Task):
-        super().__init__(task, lambda seed: TPESampler(seed=seed, multivariate=True), "tpe")
+        super().__init__(task, _parzen, "tpe")

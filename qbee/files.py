@@ -109,9 +109,10 @@ def make_folder(path: Path) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with replacing(path / ".writable") as probe:
+        name = path / f".writable.{os.getpid()}"
+        with replacing(name) as probe:
             probe.touch()
-        (path / ".writable").unlink()
+        name.unlink()
     except OSError as error:
         raise ParameterError(f"{path}: cannot write to this folder: {error.strerror}") from error
     return path

@@ -99,9 +99,12 @@ Objectives = Annotated[
     list[str] | None,
     typer.Option("--objective", help="A metric or a cost, given twice or more: the front's axes."),
 ]
+NONE = "none"
 Limit = Annotated[
     list[str] | None,
-    typer.Option(help="Highest cost, such as 'tflite_bytes<=48k' or 'arena_bytes<=200k'."),
+    typer.Option(
+        help="Highest cost, such as 'tflite_bytes<=48k' or 'macs<=10M'; 'none' forgets all limits."
+    ),
 ]
 Board = Annotated[
     str | None, typer.Option(help="Keep within the RAM and flash of a microcontroller's board.")
@@ -164,7 +167,7 @@ def limits_of(
     """
     from qbee.search import limits
 
-    given = [limits.parse(text) for text in limit or []]
+    given = [limits.Limits() if text == NONE else limits.parse(text) for text in limit or []]
     given += [limits.of_board(board)] if board else []
     sizes = {"tflite_bytes": max_bytes, "arena_bytes": max_arena}
     given += [limits.Limits(at_most={name: at}) for name, at in sizes.items() if at is not None]

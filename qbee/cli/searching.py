@@ -100,7 +100,7 @@ def print_front(job) -> None:
     table = Table(
         title=f"{len(search.trials)} trials, front by {', '.join(search.settings.objectives)}"
     )
-    for heading in ("trial", "from", "bytes", "arena", "loss", "F1", "tuned F1", "test F1"):
+    for heading in ("trial", "from", "bytes", "arena", "loss", "F1 (90 %)", "tuned", "test"):
         table.add_column(heading)
     for number, trial in sorted(
         shown.items(), key=lambda item: item[1].measured.costs["tflite_bytes"]
@@ -116,17 +116,16 @@ def print_front(job) -> None:
             f"[bold]{number}[/bold]" if number == winner.number else str(number),
             trial.proposal.origin,
             f"{m.costs['tflite_bytes']:.0f}",
-            f"{m.costs['arena_bytes']:.0f}",
+            f"{m.costs['arena_bytes'] / 1000:.0f}k",
             f"{m.metrics['loss']:.4f}",
-            percent(m.metrics["f1"]),
+            f"{100 * m.metrics['f1']:.1f} ({100 * m.interval[0]:.0f}–{100 * m.interval[1]:.0f})",
             *last,
         )
     console.print(table)
     labels = job.labels_of("validation")
-    scored = "inner folds" if search.settings.across != "holdout" else "validation windows"
     print_line(
-        f"F1 of trials is from {scored}; {len(labels)} validation windows, {labels.sum()} with "
-        f"buzz; test windows chose nothing. Winner: trial {winner.number}. Scheme: "
+        f"F1 of trials is from {search.scored_on}, with the 90 % interval of {search.space.metric}; "
+        f"{len(labels)} validation windows, {labels.sum()} with buzz; test windows chose nothing. Winner: trial {winner.number}. Scheme: "
         f"{job.folder / 'scheme.json'}"
     )
 
@@ -153,8 +152,8 @@ def pick(
     m = trial.measured
     assert m is not None
     print_line(
-        f"Trial {trial.number} ({trial.proposal.origin}): {metric} {m.metrics[metric]:.4f} on "
-        f"validation windows, {m.costs['tflite_bytes']:.0f} bytes. Scheme: {to}"
+        f"Trial {trial.number} ({trial.proposal.origin}): {metric} {m.metrics[metric]:.4f} "
+        f"in its trial, {m.costs['tflite_bytes']:.0f} bytes. Scheme: {to}"
     )
 
 

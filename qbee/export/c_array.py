@@ -18,6 +18,8 @@ from qbee.records import FrontEnd
 # Room in the arena for scratch buffers of optimised kernels and for other versions of TFLite
 # Micro. BeeNet3 with CMSIS-NN on Cortex-M4 needs less than the reference kernels on x86-64.
 ARENA_MARGIN_BYTES = 2048
+HEADER, SOURCE = "model_data.h", "model_data.cc"
+FILES = (HEADER, SOURCE)
 _ALIGNMENT = 16
 
 _HEADER = """\
@@ -151,7 +153,7 @@ def write(
     require_plain(labels)
     standardization = _standardization(front_end)
     rows = numbers(f"0x{byte:02x}" for byte in model)
-    write_text(folder / "model_data.cc", _SOURCE.format(rows=rows, length=len(model)))
+    write_text(folder / SOURCE, _SOURCE.format(rows=rows, length=len(model)))
     header = _HEADER.format(
         **front_end.model_dump(),
         standardization=standardization,
@@ -164,7 +166,7 @@ def write(
         input_zero_point=input_map.zero_point,
         margin_threshold=margin_threshold,
     )
-    write_text(folder / "model_data.h", header)
+    write_text(folder / HEADER, header)
 
 
 def _standardization(front_end: FrontEnd) -> str:

@@ -8,19 +8,27 @@ from pathlib import Path
 from typing import Literal
 
 from qbee.detector import MODEL
-from qbee.errors import ExportError, ModelFileError, ParameterError
+from qbee.errors import ModelFileError, ParameterError
 from qbee.export import float_file
 from qbee.export.delivery import Delivery, ExportSettings, deliver
 from qbee.files import make_folder, write_bytes, write_text
-from qbee.job import any_model, results, verbs
+from qbee.job import any_model, verbs
 from qbee.job.any_model import KERAS_MODEL
-from qbee.job.outputs import REPORT
-from qbee.job.settings import FILE
-from qbee.job.stages import EXPORT_SETTINGS, FIDELITY, Job
+from qbee.job.settings import FILE, SEARCH_FILE, SearchSettings
+from qbee.job.stages import (
+    CHOSEN,
+    EXPORT_SETTINGS,
+    FIDELITY,
+    FIRMWARE,
+    REPORTS,
+    Chosen,
+    Job,
+    on_device,
+)
 from qbee.job.watcher import Watcher
 from qbee.runtime.interpreter import MicroModel
 
-DEFAULT_SETTINGS, FIRMWARE = ExportSettings(), "firmware"
+DEFAULT_SETTINGS = ExportSettings()
 Kind = Literal["winner", "int8", "float"]
 
 
@@ -102,8 +110,12 @@ def export(
 
 def _check_finished(folder: Path, kind: Kind) -> None:
     """Refuse to train on the way to an export."""
-    name, verb = ("chosen", "search") if kind == "winner" else ("float", "train")
-    if not (folder / "work" / f"{name}.json").exists():
+    name, verb = (CHOSEN, "search") if kind == "winner" else ("float.json", "train")
+    stored, asked = folder / "work" / name, folder / SEARCH_FILE
+    is_finished = stored.exists()
+    if is_finished and kind == "winner" and asked.exists():
+        is_finished = Chosen.load(stored).search == SearchSettings.load(asked)
+    if not is_finished:
         raise ModelFileError(f"{folder}: this job is not finished; continue it with '{verb}'")
 
 
@@ -112,6 +124,7 @@ def _of_job(
 ) -> Delivered:
     if kind == "winner":
         model, threshold = job.fine_tuned[0], job.threshold
+        settings = job.within_limits(settings)
     else:
         model, scores = job.plain_int8
         threshold = scores.threshold
@@ -120,29 +133,13 @@ def _of_job(
     target = make_folder(out or job.folder)
     if target.resolve() == job.folder.resolve():
         # Results of another file must not stand beside this one.
-        for name in (results.FILE, results.VERIFICATION, REPORT):
+        for name in REPORTS:
             (job.folder / name).unlink(missing_ok=True)
         settings.save(job.folder / EXPORT_SETTINGS)
     job.write_files(target, delivery, micro, threshold)
-    # Firmware of another model must not stand beside this one either.
-    if has_firmware or (target / FIRMWARE).exists():
+    if has_firmware:
         job.write_firmware(target / FIRMWARE, micro, threshold)
     return Delivered(delivery, target, micro.arena_bytes(), len(micro.content))
-
-
-def on_device(delivery: Delivery, settings: ExportSettings) -> MicroModel:
-    """The file on TFLite Micro, which may need some bytes more than were predicted.
-
-    Raises
-    ------
-    ExportError
-        if its arena is larger than the settings allow.
-    """
-    micro = MicroModel(delivery.exported.content, source=MODEL)
-    limit, found = settings.max_arena_bytes, micro.arena_bytes()
-    if limit is not None and found > limit:
-        raise ExportError(f"max_arena={limit}: the arena has {found} bytes on TFLite Micro")
-    return micro
 
 
 def _in_float(job: Job, target: Path) -> Delivered:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from qbee.errors import QbeeError
 
 POLL_S = 1.0
 
@@ -37,8 +41,13 @@ def helping(folder: Path, count: int, *, store: str | None = None) -> Iterator[N
 def _help(folder: Path, store: str | None, parent: int) -> None:
     from qbee.job.verbs import resumed
 
+    # An interrupt is the parent's, who ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    resumed(folder, store=store).search.run()
+    try:
+        resumed(folder, store=store).search.run()
+    except QbeeError as error:
+        print(f"qbee: a worker stopped: {error}", file=sys.stderr)
 
 
 def _end_with(parent: int) -> None:

@@ -29,6 +29,7 @@ class Network:
 
     def __init__(self, split: Split, width: int = WHOLE_WIDTH):
         self.split, self.width = split, width
+        self._logits: dict[str, np.ndarray] = {}
         self.suffix = "" if width == WHOLE_WIDTH else f"_{width}"
 
     @cached_property
@@ -74,14 +75,25 @@ class Network:
         """Quantized model of a scheme with the float model's weights."""
         return convert.quantized_model(self.folded, scheme, self.maps, is_per_tensor=self.one_step)
 
-    def ground(self, part: str = "validation") -> Ground:
-        """The network to search, scored on the windows of a part."""
+    def float_logits(self, part: str) -> np.ndarray:
+        """Logits [n, 2] of the float model for the windows of a part."""
+        if part not in self._logits:
+            self._logits[part] = self.split.logits(self.trained[0], part)
+        return self._logits[part]
+
+    def ground(self, reference: Network, part: str) -> Ground:
+        """The network to search, scored on the windows of a part.
+
+        Parameters
+        ----------
+        reference : network whose decisions in floating point are compared with
+        """
         return Ground(
             self.folded,
             self.maps,
             self.split.examples,
             train=self.split.fold.train,
             validation=getattr(self.split.fold, part),
-            float_logits=self.split.logits(self.trained[0], part),
+            float_logits=reference.float_logits(part),
             one_step=self.one_step,
         )

@@ -19,6 +19,7 @@ from qbee.train import metrics
 
 REPORT = "report.html"
 SIZE = "tflite_bytes"
+SMALLEST_LOSS, LARGEST_METRIC = 1e-6, 0.99
 EXAMPLES = 8
 
 
@@ -52,6 +53,7 @@ def draw_search(job: Job) -> dict[str, Path]:
         metric=space.metric,
         winner=winner,
         beside=_beside(job),
+        scored_on=search.scored_on,
     )
     bits_plot.bits_per_point(trials, paths["bits_per_point"], metric=space.metric)
     objectives = search.settings.objectives[:2]
@@ -69,19 +71,24 @@ def _worst(trials: list[Trial], name: str) -> float:
     """Worst value of a metric or cost among finished trials."""
     finished = [trial for trial in trials if trial.measured is not None]
     worst = max((objective(trial, name) for trial in finished), default=1.0)
-    return abs(worst)
+    # Off the best there is, where all trials have it.
+    return max(worst, SMALLEST_LOSS) if worst >= 0 else min(-worst, LARGEST_METRIC)
 
 
 def _beside(job: Job) -> Beside:
     """Uniform schemes, float, and fine-tuned trials, all scored on validation windows."""
     metric, search = job.settings.space.metric, job.search
     baselines = search.baselines()
+    references = {n: (m.metrics[metric], m.costs[SIZE]) for n, m in baselines.items()}
+    if search.settings.across != "holdout":
+        # The others are scored on other windows.
+        return Beside(references=references, score=_score_of_size(job))
     parameters = sum(int(np.prod(w.shape)) for w in job.trained[0].trainable_weights)
     validation = job.split.logits(job.trained[0], "validation")
     floats = metrics.get(metric)(job.labels_of("validation"), validation)
     tuned = {one.trial.number: one.again.measured for one in job.contenders}
     return Beside(
-        references={n: (m.metrics[metric], m.costs[SIZE]) for n, m in baselines.items()},
+        references=references,
         float_model=(floats, 4 * parameters),
         tuned={n: (m.metrics[metric], m.costs[SIZE]) for n, m in tuned.items() if m},
         score=_score_of_size(job),

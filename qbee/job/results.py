@@ -19,6 +19,7 @@ from qbee.job.stages import Job, Tuned
 from qbee.quantize import convert
 from qbee.records import Window
 from qbee.runtime import trial
+from qbee.search import energy
 from qbee.train import metrics
 from qbee.verify import Verification, compare, compare_layers
 
@@ -122,6 +123,10 @@ def _winner(job: Job, logits: np.ndarray) -> dict[str, Any]:
         "tflite_bytes": len(job.micro.content),
         "arena_bytes": job.micro.arena_bytes(),
         "bits": job.winner.scheme.model_dump()["layers"],
+        "macs_by_bits": {
+            f"{kernel} x {map_}": macs
+            for (kernel, map_), macs in energy.macs_by_widths(job.delivery.laid_out).items()
+        },
         "locations": {place: asdict(score) for place, score in by_place.items()},
     }
 
@@ -148,7 +153,7 @@ def _search(job: Job) -> dict[str, Any]:
         ],
         "fine_tuned": [_contender(job, tuned) for tuned in job.contenders],
         "validation_f1": {"float": search.float_f1, "winner": winner.metrics["f1"]},
-        "rule": search.rule_of(job.winner),
+        "rule": search.rule_of(job.tuned(job.winner).again),
     }
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from qbee.data import folds
-from qbee.errors import DataError
+from qbee.errors import DataError, QbeeError
 from qbee.export.delivery import ExportSettings
 from qbee.files import write_text
 from qbee.job.network import WHOLE_WIDTH, Network
@@ -30,9 +31,8 @@ from qbee.search.evaluate import Evaluator, Ground
 from qbee.search.journal import Journal
 from qbee.search.repair import repair
 from qbee.search.run import work
-from qbee.search.space import WIDTH
 from qbee.search.strategy import Task, check_objectives
-from qbee.search.trial import Measured, Point, Proposal, Trial
+from qbee.search.trial import WIDTH, Fidelity, Measured, Point, Proposal, Trial
 
 JOURNAL, NAME = "search.db", "search"
 ARENA = "arena_bytes"
@@ -111,7 +111,7 @@ class Search:
         limit = self.settings.limits.at_most.get(ARENA)
         if limit is None or self._arena_of(NARROW) <= limit:
             return ExportSettings()
-        return ExportSettings(max_arena_bytes=int(limit))
+        return ExportSettings(max_arena_bytes=max(int(limit), 1))
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -130,8 +130,23 @@ class Search:
         """Where schemes for a width are scored: the validation windows, or inner folds."""
         if width not in self._grounds:
             part = "validation" if self.settings.across == "holdout" else "test"
-            self._grounds[width] = [n.ground(part) for n in self._scored_networks(width)]
+            references = self._scored_networks(self._reference_width)
+            self._grounds[width] = [
+                network.ground(reference, part)
+                for network, reference in zip(self._scored_networks(width), references, strict=True)
+            ]
         return self._grounds[width]
+
+    @property
+    def scored_on(self) -> str:
+        """In words, the windows that score trials."""
+        return "validation windows" if self.settings.across == "holdout" else "inner folds"
+
+    @property
+    def _reference_width(self) -> int:
+        """Width of the float network that all schemes are compared with."""
+        widths = self.space.widths
+        return WHOLE_WIDTH if WHOLE_WIDTH in widths else max(widths)
 
     def _scored_networks(self, width: int) -> list[Network]:
         """The float networks whose quantization is scored, one for each fold."""
@@ -170,11 +185,19 @@ class Search:
         return Split(folder, self.split.examples, renamed, self.split.settings, watcher)
 
     @cached_property
+    def fidelity(self) -> Fidelity:
+        """Training of a whole trial: as the space has it, of as many windows as there are."""
+        splits = [self.split] if self.settings.across == "holdout" else self._inner_splits
+        fewest = min(len(split.fold.train) for split in splits)
+        wanted = self.space.fidelity
+        return wanted.model_copy(update={"windows": min(wanted.windows, fewest)})
+
+    @cached_property
     def task(self) -> Task:
         """What the strategy works on."""
         return Task(
             domain=self.domain,
-            fidelity=self.space.fidelity,
+            fidelity=self.fidelity,
             objectives=self.settings.objectives,
             max_trials=self.settings.trials,
             search_seed=self.split.settings.seed,
@@ -256,9 +279,15 @@ class Search:
             self.journal,
             strategy,
             self.evaluator.measure,
-            max_trials=self.settings.trials,
+            max_trials=self.settings.trials + self._outside,
             on_trial=self._listener(logs),
         )
+
+    @property
+    def _outside(self) -> int:
+        """Trials of an earlier search that the present limits or menus exclude."""
+        points = [trial.point for trial in self.journal.trials]
+        return sum(not self.domain.has(p) or self._repaired(p) != p for p in points)
 
     def _listener(self, logs: Path | None) -> Callable[[Trial], None]:
         """What hears of every trial that is over."""
@@ -282,36 +311,36 @@ class Search:
         if stored.exists():
             return read_as(stored, adapter)
         net = self.network(max(self.space.widths)).folded
-        found = {
-            name: self.evaluator.measure(self._uniform(uniform(net, bits=bits, map_bits=maps)))
-            for name, (bits, maps) in BASELINES.items()
-        }
+        found = {}
+        for name, (bits, maps) in BASELINES.items():
+            try:
+                scheme = uniform(net, bits=bits, map_bits=maps)
+                found[name] = self.evaluator.measure(self._uniform(scheme))
+            except QbeeError as error:
+                self.split.watcher.note(f"{name} is not drawn: {error}")
         write_text(stored, adapter.dump_json(found).decode())
         return found
 
     def _uniform(self, scheme: Scheme) -> Trial:
         point = {WIDTH: max(self.space.widths)}
-        proposal = Proposal(point=point, fidelity=self.space.fidelity, origin="uniform")
+        proposal = Proposal(point=point, fidelity=self.fidelity, origin="uniform")
         seed = self.split.settings.seed
         return Trial(number=0, proposal=proposal, scheme=scheme, seed=seed, state="running")
 
     @cached_property
     def trials(self) -> list[Trial]:
-        """All trials of the search, which is run as far as it has not been."""
-        self.run()
+        """All trials that were measured when they were first asked for, also failed ones."""
         return self.journal.trials
 
     @property
     def float_f1(self) -> float:
         """Highest F1 of the float network on the windows that score trials; mean over folds."""
-        return float(np.mean([g.float_f1 for g in self.grounds(max(self.space.widths))]))
+        return float(np.mean([g.float_f1 for g in self.grounds(self._reference_width)]))
 
     @property
     def eligible(self) -> list[Trial]:
         """Trials that may win."""
-        return choice.eligible(
-            self.trials, fidelity=self.space.fidelity, limits=self.settings.limits
-        )
+        return choice.eligible(self.trials, fidelity=self.fidelity, limits=self.settings.limits)
 
     @property
     def front(self) -> list[Trial]:
@@ -323,10 +352,22 @@ class Search:
         drop = self.space.max_f1_drop
         return choice.choose(self.eligible, float_f1=self.float_f1, max_f1_drop=drop)
 
-    def rule_of(self, winner: Trial) -> str:
-        """In words, why a trial won."""
+    def choose_again(self, tuned: Sequence[Trial]) -> Trial:
+        """The winner of fine-tuned contenders, by the same rule on the validation windows."""
+        fitting = choice.eligible(tuned, fidelity=self.fidelity, limits=self.settings.limits)
         drop = self.space.max_f1_drop
-        return choice.rule_of(winner, float_f1=self.float_f1, max_f1_drop=drop)
+        return choice.choose(fitting, float_f1=self._holdout.float_f1, max_f1_drop=drop)
+
+    def rule_of(self, winner: Trial) -> str:
+        """In words, why a fine-tuned trial won."""
+        drop = self.space.max_f1_drop
+        return choice.rule_of(winner, float_f1=self._holdout.float_f1, max_f1_drop=drop)
+
+    @cached_property
+    def _holdout(self) -> Ground:
+        """The float network on the job's validation windows."""
+        network = self.network(self._reference_width)
+        return network.ground(network, "validation")
 
     def contenders(self) -> list[Trial]:
         """The winner and its neighbours on the front, as many as are asked for."""
@@ -338,14 +379,18 @@ class Search:
         point = json.dumps(trial.point, sort_keys=True)
         return f"tuned_{hashlib.sha256(point.encode()).hexdigest()[:12]}"
 
-    def measured_again(self, trial: Trial, model) -> Trial:
-        """The trial with what a quantized model of its scheme gives on the validation windows."""
+    def measured_again(self, trial: Trial, model, metadata: dict[str, bytes]) -> Trial:
+        """The trial with what a quantized model of its scheme gives on the validation windows.
+
+        Parameters
+        ----------
+        metadata : of its file, which the costs are those of
+        """
         begun = time.process_time()
-        net = convert.to_fixed_point(model)
-        costs = self.evaluator.cost_model.costs(net, trial.scheme)
-        ground = self.network_of(trial).ground()
+        prices = replace(self.evaluator.cost_model, metadata=metadata)
+        costs = prices.costs(convert.to_fixed_point(model), trial.scheme)
         measured = self.evaluator.measured(
-            [(ground, self.split.logits(model, "validation"))],
+            [(self._holdout, self.split.logits(model, "validation"))],
             costs,
             cpu_seconds=lambda: time.process_time() - begun,
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from qbee.detector import FRONT_END, MODEL, Card, Training, margin_threshold
+from qbee.errors import ExportError
 from qbee.export import c_array, firmware, tflite
 from qbee.export.delivery import Delivery, ExportSettings, deliver
 from qbee.files import make_folder, write_bytes, write_text
@@ -27,13 +28,32 @@ from qbee.quantize.fold import FoldedNet
 from qbee.quantize.scheme import uniform
 from qbee.records import Fold, FrontEnd, Record, Window
 from qbee.runtime.interpreter import MicroModel
-from qbee.search import choice
 from qbee.search.trial import Trial
 from qbee.train import metrics
 from qbee.train.fit import Epoch, Examples
 
 FINE_TUNE_MAX_RATE = 2e-4
 SCHEME, EXPORT_SETTINGS, FIDELITY = "scheme.json", "export.json", "fidelity.json"
+FIRMWARE, CHOSEN = "firmware", "chosen.json"
+# What is known of a file only after it was verified.
+REPORTS = ("results.json", "verify.json", "report.html")
+# Trials are priced with a threshold that is written with many digits.
+LONG_THRESHOLD = 1 / 3
+
+
+def on_device(delivery: Delivery, settings: ExportSettings) -> MicroModel:
+    """The file on TFLite Micro, which may need some bytes more than were predicted.
+
+    Raises
+    ------
+    ExportError
+        if its arena is larger than the settings allow.
+    """
+    micro = MicroModel(delivery.exported.content, source=MODEL)
+    limit, found = settings.max_arena_bytes, micro.arena_bytes()
+    if limit is not None and found > limit:
+        raise ExportError(f"max_arena={limit}: the arena has {found} bytes on TFLite Micro")
+    return micro
 
 
 class Chosen(Record):
@@ -133,7 +153,7 @@ class Job:
 
     def search_for(self, settings: SearchSettings) -> Search:
         """The search of bit widths with other settings than those last asked for."""
-        metadata = self.card(threshold=0.5).to_metadata()
+        metadata = self.card(threshold=LONG_THRESHOLD).to_metadata()
         windows = self.data.table.windows
         kind = StockSearch if settings.strategy == stock_search.NAME else Search
         return kind(self.network, windows, settings, metadata, store=self.store)
@@ -208,7 +228,8 @@ class Job:
                 epochs=self.settings.fine_tune_epochs, max_rate=FINE_TUNE_MAX_RATE
             )
             history = self.split.fitted(model, self.search.tuned_name(trial), settings)
-            again = self.search.measured_again(trial, model)
+            card = self.card(self.split.threshold(model)).to_metadata()
+            again = self.search.measured_again(trial, model, card)
             self._tuned[trial.number] = Tuned(trial, model, history, again)
         return self._tuned[trial.number]
 
@@ -220,14 +241,15 @@ class Job:
     @cached_property
     def winner(self) -> Trial:
         """The trial that is exported, as the search measured it; chosen after fine-tuning."""
-        stored = self.work / "chosen.json"
+        stored = self.work / CHOSEN
         if stored.exists() and (found := Chosen.load(stored)).search == self.search_settings:
             return found.trial
-        again = [one.again for one in self.contenders]
-        drop, limits = self.settings.space.max_f1_drop, self.search_settings.limits
-        fitting = [t for t in again if t.measured and limits.are_met(t.measured.costs)]
-        chosen = choice.choose(fitting or again, float_f1=self.float_scores[1], max_f1_drop=drop)
-        trial = next(one.trial for one in self.contenders if one.again == chosen)
+        chosen = self.search.choose_again([one.again for one in self.contenders])
+        trial = self._tuned[chosen.number].trial
+        if stored.exists() and Chosen.load(stored).trial != trial:
+            # Files of the winner before must not stand beside the scheme of this one.
+            for name in (MODEL, *c_array.FILES, FIDELITY, *REPORTS):
+                (self.folder / name).unlink(missing_ok=True)
         trial.scheme.save(self.folder / SCHEME)
         Chosen(trial=trial, search=self.search_settings).save(stored)
         return trial
@@ -247,7 +269,14 @@ class Job:
     def export_settings(self) -> ExportSettings:
         """How the winner is exported: as last asked for in this folder, or by the limits."""
         stored = self.folder / EXPORT_SETTINGS
-        return ExportSettings.load(stored) if stored.exists() else self.search.export_settings
+        settings = ExportSettings.load(stored) if stored.exists() else ExportSettings()
+        return self.within_limits(settings)
+
+    def within_limits(self, settings: ExportSettings) -> ExportSettings:
+        """The same, with an arena no larger than the search was asked for."""
+        plan = self.search.export_settings.max_arena_bytes
+        asked = [limit for limit in (settings.max_arena_bytes, plan) if limit is not None]
+        return settings.model_copy(update={"max_arena_bytes": min(asked, default=None)})
 
     @cached_property
     def delivery(self) -> Delivery:
@@ -261,15 +290,21 @@ class Job:
 
     @cached_property
     def micro(self) -> MicroModel:
-        """The exported winner on TFLite Micro; written to the folder when first used."""
-        micro = MicroModel(self.delivery.exported.content, source=MODEL)
+        """The exported winner on TFLite Micro; written to the folder when first used.
+
+        Raises
+        ------
+        ExportError
+            if its arena is larger than was asked for.
+        """
+        micro = on_device(self.delivery, self.export_settings)
         self.write_files(self.folder, self.delivery, micro, self.threshold)
         return micro
 
     def write_files(
         self, folder: Path, delivery: Delivery, micro: MicroModel, threshold: float
     ) -> None:
-        """Write the .tflite, its C source, its front end and its fidelity table."""
+        """Write the .tflite, its C source, front end and fidelity table; renew firmware."""
         c_array.write(
             folder,
             micro.content,
@@ -283,6 +318,9 @@ class Job:
         summary = delivery.summary() | {"arena_bytes": micro.arena_bytes()}
         write_text(folder / FIDELITY, json.dumps(summary, indent=2) + "\n")
         write_bytes(folder / MODEL, micro.content)
+        if (folder / FIRMWARE).exists():
+            # That of another model must not stand beside this one.
+            self.write_firmware(folder / FIRMWARE, micro, threshold)
 
     def write_firmware(self, folder: Path, micro: MicroModel, threshold: float) -> None:
         """Write a C++ library with a test window of each class."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from qbee.search.trial import Measured, Proposal, Trial
 NAME = STOCK
 
 
-def check(settings: SearchSettings, space: SearchSpace) -> None:
+def check(settings: SearchSettings, space: SearchSpace, *, workers: int) -> None:
     """Refuse what AutoQKeras does not know.
 
     Raises
@@ -32,6 +33,7 @@ def check(settings: SearchSettings, space: SearchSpace) -> None:
         naming it.
     """
     rules = {
+        "workers": workers == 1,
         "limits": not settings.limits.at_most,
         "across": settings.across == "holdout",
         "score": isinstance(space.score, ForgivingFactor),
@@ -72,7 +74,8 @@ class StockSearch(Search):
         tell = self._listener(logs)
         for trial in self.journal.trials:
             tell(trial)
-        if len(self.journal.trials) >= self.settings.trials:
+        ended = [trial for trial in self.journal.trials if trial.state != "running"]
+        if len(ended) >= self.settings.trials:
             return
 
         def heard(stock: StockTrial, model) -> None:
@@ -101,10 +104,14 @@ class StockSearch(Search):
 
     def _kept(self, stock: StockTrial, model) -> Trial | None:
         """A trial written to the journal; None if it is there."""
-        proposal = Proposal(
-            point=cost.slots(stock.scheme), fidelity=self.space.fidelity, origin=NAME
-        )
-        trial = self.journal.begin(lambda _trials: proposal, max_trials=self.settings.trials)
+        proposal = Proposal(point=cost.slots(stock.scheme), fidelity=self.fidelity, origin=NAME)
+        while trial := self.journal.begin(
+            lambda _trials: proposal, max_trials=self.settings.trials
+        ):
+            if trial.point == proposal.point:
+                break
+            # One that a killed search left: its model is gone.
+            self.journal.fail(trial.number, "the search was killed in this trial")
         if trial is None:
             return None
         if stock.failure is not None:
@@ -133,6 +140,10 @@ class StockSearch(Search):
     def contenders(self) -> list[Trial]:
         """That trial alone: AutoQKeras has the last word."""
         return [self.chosen()]
+
+    def choose_again(self, tuned: Sequence[Trial]) -> Trial:
+        """The same trial."""
+        return tuned[0]
 
     def rule_of(self, winner: Trial) -> str:
         """In words, why it won."""

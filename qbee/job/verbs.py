@@ -131,7 +131,7 @@ def validated(kind: type[R], given: dict[str, Any]) -> R:
         raise ParameterError(f"{where}={first['input']!r}: {first['msg']}") from error
 
 
-def asked(job: Job, wanted: dict[str, Any]) -> SearchSettings:
+def asked(job: Job, wanted: dict[str, Any], *, workers: int) -> SearchSettings:
     """What is asked of the job's search; what is None stays as it was.
 
     Raises
@@ -142,7 +142,7 @@ def asked(job: Job, wanted: dict[str, Any]) -> SearchSettings:
     given = {name: value for name, value in wanted.items() if value is not None}
     settings = validated(SearchSettings, job.search_settings.model_dump() | given)
     if settings.strategy == stock_search.NAME:
-        stock_search.check(settings, job.settings.space)
+        stock_search.check(settings, job.settings.space, workers=workers)
     else:
         strategies.get(settings.strategy)
     check_objectives(settings.objectives)
@@ -214,7 +214,7 @@ def search(
         ``SearchSettings`` has them; by default as last asked for
     """
     job = resumed(out, watcher, store=store)
-    keep(job, asked(job, wanted))
+    keep(job, asked(job, wanted, workers=workers))
     _search(job, workers=workers, logs=logs)
     outputs.draw_search(job)
     return job
@@ -230,7 +230,7 @@ def pick(out: Path, limits: Limits, *, metric: str = "f1") -> Trial:
     """
     metrics.get(metric)
     search = resumed(out).search
-    whole = choice.eligible(search.journal.trials, fidelity=search.space.fidelity)
+    whole = choice.eligible(search.journal.trials, fidelity=search.fidelity)
     return choice.best_within(whole, limits, metric=metric)
 
 
@@ -248,7 +248,7 @@ def run(labels: Path, model: str, out: Path, **settings) -> dict[str, Any]:
     of_search = {name: settings.pop(name) for name in SEARCH_ARGUMENTS & settings.keys()}
     workers, logs = of_search.pop("workers", 1), of_search.pop("logs", None)
     job = begun(labels, model, out, **settings)
-    return _finished(job, asked(job, of_search), workers=workers, logs=logs)
+    return _finished(job, asked(job, of_search, workers=workers), workers=workers, logs=logs)
 
 
 def demo(out: Path, **settings) -> dict[str, Any]:

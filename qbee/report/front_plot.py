@@ -74,6 +74,7 @@ def accuracy_vs_size(
     cost: str = "tflite_bytes",
     winner: int | None = None,
     beside: Beside | None = None,
+    scored_on: str = "validation windows",
     time: Literal["number", "spent_cpu_seconds"] = "number",
 ) -> None:
     """Metric and cost of every trial, earlier ones darker, with the Pareto front.
@@ -85,6 +86,7 @@ def accuracy_vs_size(
     ----------
     cost : name of the cost of the horizontal axis, such as "bits" or "arena_bytes"
     winner : number of the trial that was chosen
+    scored_on : windows that the metric is of
     """
     beside = Beside() if beside is None else beside
     rows = trial_rows(trials)
@@ -95,7 +97,7 @@ def accuracy_vs_size(
         failed = sum(row["state"] == "failed" for row in rows)
         title = f"{len(front)} of {len(rows)} trials on the Pareto front"
         ax.set_title(f"{title}; {failed} failed" if failed else title)
-        ax.set(xlabel=_cost_label(cost), ylabel=f"{label_of(metric)}, validation windows")
+        ax.set(xlabel=_cost_label(cost), ylabel=f"{label_of(metric)}, {scored_on}")
         if not np.isfinite(x * y).any():
             return write_note(ax, "no trial was measured")
         _frame(

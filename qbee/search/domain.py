@@ -12,8 +12,8 @@ from qbee.quantize.fold import FoldedNet
 from qbee.quantize.graph import INPUT
 from qbee.quantize.scheme import Scheme
 from qbee.search import cost
-from qbee.search.space import OUTPUT_BITS, WIDEST_BEFORE_A_SIGMOID, WIDTH, Role, SearchSpace, Seed
-from qbee.search.trial import Point
+from qbee.search.space import OUTPUT_BITS, WIDEST_BEFORE_A_SIGMOID, Role, SearchSpace, Seed
+from qbee.search.trial import WIDTH, Point
 
 
 class Domain:

@@ -75,9 +75,20 @@ class Ground:
         """Logits [n, 2] of the validation windows after a training of this fidelity."""
         self.supernet.assign(scheme)
         if fidelity.steps:
-            train = np.random.default_rng(seed).permutation(self.train)[: fidelity.windows]
+            train = self.drawn(fidelity.windows, seed=seed)
             self._trainer.run(self.examples, train=train.tolist(), settings=settings, seed=seed)
         return predict(self.supernet, self.examples, self.validation)
+
+    def drawn(self, count: int, *, seed: int) -> np.ndarray:
+        """So many training windows, with as large a share of buzz as all have, and at least one."""
+        shuffled = np.random.default_rng(seed).permutation(self.train)
+        is_buzz = self.examples.labels[shuffled]
+        share = min(count / len(shuffled), 1)
+        parts = [
+            shuffled[is_buzz == one][: max(round(share * np.sum(is_buzz == one)), 1)]
+            for one in (False, True)
+        ]
+        return np.concatenate(parts)
 
     def f1_error(self, logits: np.ndarray) -> float:
         """Standard error of the difference to the float network's F1."""

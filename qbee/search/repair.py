@@ -13,7 +13,7 @@ from typing import NamedTuple
 from qbee.errors import ParameterError
 from qbee.search import instructions
 from qbee.search.limits import Limits, as_text
-from qbee.search.trial import Point
+from qbee.search.trial import WIDTH, Point
 
 Menus = Mapping[str, Sequence[int]]
 Costs = Mapping[str, float]
@@ -79,7 +79,7 @@ def repair(
     is lowered, of equal ones a map's, then the first; the arena comes before other costs. What
     turns out to have saved less than estimated, or more than was needed, is taken back if the
     limits allow.
-    Other hyperparameters than widths stay as they are.
+    Only if the lowest widths do not suffice, the network gets fewer channels.
 
     Parameters
     ----------
@@ -143,6 +143,8 @@ class _Repair:
             cuts = [
                 Cut(c.name, c.before, self.menus[c.name][0]) for c in self._possible(self.point)
             ]
+        if not cuts and self._narrowed():
+            return
         if not cuts:
             raise ParameterError(
                 f"{cost}={as_text(self.lowest[cost])} is the lowest this network can reach, "
@@ -155,6 +157,16 @@ class _Repair:
         is_in_vain = not expected or before - self.costs[cost] < expected
         if cost not in _ESTIMATES or is_in_vain:
             self.doubtful |= {cut.name for cut in cuts}
+
+    def _narrowed(self) -> bool:
+        """Begin again with fewer channels, if the menus have fewer."""
+        fewer = [percent for percent in self.menus.get(WIDTH, ()) if percent < self.point[WIDTH]]
+        if not fewer:
+            return False
+        self.start = self.start | {WIDTH: max(fewer)}
+        self.point, self.cuts, self.doubtful = dict(self.start), [], set()
+        self.costs = self._look(self.point)
+        return True
 
     def _chosen(self, cost: str) -> list[Cut]:
         """The most saving cut, or as many as are estimated to suffice."""

@@ -54,7 +54,8 @@ def spread(values: Sequence[float], count: int) -> list[int]:
     """Indices of at most ``count`` values, the extremes and others evenly apart on a log scale."""
     order = np.argsort(values, kind="stable")
     logs = np.log(np.asarray(values, float)[order])
-    wanted = np.linspace(logs[0], logs[-1], count)
+    ends = (logs[0], logs[-1]) if count > 1 else (logs.mean(), logs.mean())
+    wanted = np.linspace(*ends, count)
     free, chosen = list(range(len(logs))), []
     for value in (wanted[i] for i in _ends_first(count)):
         if free:

@@ -18,8 +18,6 @@ ROLES: tuple[Role, ...] = ("kernel", "bias", "map")
 # Widths there are for each role.
 CHOICES = {"kernel": get_args(KernelBits), "bias": get_args(BiasBits), "map": get_args(MapBits)}
 Grouping = Literal["layer", "block", "network"]
-# Name of the hyperparameter of a network's channels, in percent.
-WIDTH = "width"
 OUTPUT_BITS = 8
 WIDEST_BEFORE_A_SIGMOID = 8
 

@@ -12,6 +12,8 @@ from qbee.records import Record
 # Value of every hyperparameter by name: "<group>.kernel", "<group>.bias", "<group>.map", and
 # "width", the percentage of every layer's channels.
 Point = dict[str, int]
+# Name of the hyperparameter of a network's channels, in percent.
+WIDTH = "width"
 
 
 class Fidelity(Record):

@@ -271,9 +271,12 @@ def test_a_spread_keeps_the_extremes_and_at_most_so_many(values, count):
     found = sensitivity.spread(values, count)
     assert len(found) == len(set(found)) == min(count, len(values))
     assert [values[i] for i in found] == sorted(values[i] for i in found)
-    assert values[found[0]] == min(values)
     if count > 1:
-        assert values[found[-1]] == max(values)
+        assert (values[found[0]], values[found[-1]]) == (min(values), max(values))
+
+
+def test_a_spread_of_one_is_in_the_middle():
+    assert sensitivity.spread([1, 2, 4, 8, 16], 1) == [2]
 
 
 def test_a_spread_is_even_on_a_log_scale():

@@ -124,9 +124,9 @@ def print_front(job) -> None:
     console.print(table)
     labels = job.labels_of("validation")
     print_line(
-        f"F1 of trials is from {search.scored_on}, with the 90 % interval of {search.space.metric}; "
-        f"{len(labels)} validation windows, {labels.sum()} with buzz; test windows chose nothing. Winner: trial {winner.number}. Scheme: "
-        f"{job.folder / 'scheme.json'}"
+        f"F1 of trials is from {search.scored_on} (90 % interval of {search.space.metric}); "
+        f"there are {len(labels)} validation windows, {labels.sum()} with buzz. Test windows chose "
+        f"nothing. Winner: trial {winner.number}. Scheme: {job.folder / 'scheme.json'}"
     )
 
 

@@ -12,7 +12,8 @@ from qbee.audio import synth
 # Small enough for tests: a minute of training, and every part of the split has both classes. So
 # little training tells no scheme from another: the space has no 16 bits, so that arenas are alike.
 SMALL_JOB = ["--model", "beenet3", "--epochs", "2", "--trials", "3", "--fine-tune-epochs", "1",
-             "--folds", "3", "--space", str(Path(__file__).parent / "small_space.json")]  # fmt: skip
+             "--folds", "3", "--space",
+             str(Path(__file__).parent / "small_space.json")]  # fmt: skip
 
 
 def qbee(*arguments, check=True):

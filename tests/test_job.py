@@ -169,7 +169,7 @@ def test_the_search_says_how_it_searched_and_what_it_chose(finished_job, results
     assert found["scored_on"] == "holdout"
     assert (found["trials"], found["failed"]) == (3, 0)
     assert found["cpu_seconds"] > 0
-    # Kernels of four groups of layers and maps of three have three widths each.
+    # Kernels of four groups of layers and maps of three have two widths each.
     assert found["schemes"] == 2**7
     winner = resumed(finished_job).search.journal.trials[found["winner_trial"]]
     assert winner.scheme == Scheme.load(finished_job / "scheme.json")

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "qbee"
 STAGES = [
-    ("errors", "streams", "files", "arrays", "records", "keras"),
+    ("errors", "streams", "files", "arrays", "records", "registry", "keras"),
     ("audio",),
     ("data",),
     ("models",),

@@ -181,7 +181,7 @@ def test_a_metric_of_unknown_name_is_an_error_that_lists_the_known_ones():
 
 
 def test_a_metric_can_be_registered(monkeypatch):
-    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+    monkeypatch.setattr(metrics._METRICS, "_things", dict(metrics._METRICS._things))
     metrics.register("windows")(lambda labels, logits: float(len(labels)))
     assert metrics.names()[-1] == "windows"
     assert metrics.get("windows")(FEW, FEW_LOGITS) == 5

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from qbee.errors import ParameterError
 from qbee.export import strips
 from qbee.export.delivery import ExportSettings
 from qbee.export.tflite import Exported
 from qbee.quantize.fixed_net import FixedNet
 from qbee.quantize.graph import INPUT, Node
 from qbee.quantize.scheme import Scheme
+from qbee.registry import Registry
 from qbee.search import energy, instructions
 from qbee.search.exporting import Exporter
 from qbee.search.score import ForgivingFactor
@@ -121,35 +121,8 @@ class Priced:
     exported: Exported
 
 
-_COSTS: dict[str, Callable[[Priced], float]] = {}
-
-
-def register(name: str) -> Callable:
-    """Decorator that makes a function of ``Priced`` known as the cost ``name``."""
-
-    def remember(function: Callable[[Priced], float]) -> Callable[[Priced], float]:
-        _COSTS[name] = function
-        return function
-
-    return remember
-
-
-def names() -> list[str]:
-    """Names of all costs."""
-    return list(_COSTS)
-
-
-def get(name: str) -> Callable[[Priced], float]:
-    """Cost of this name.
-
-    Raises
-    ------
-    ParameterError
-        listing the known names.
-    """
-    if name not in _COSTS:
-        raise ParameterError(f"cost={name!r} must be one of {', '.join(_COSTS)}")
-    return _COSTS[name]
+_COSTS: Registry[Callable[[Priced], float]] = Registry("cost")
+register, names, get = _COSTS.register, _COSTS.names, _COSTS.get
 
 
 @register("bits")

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from qbee.errors import ParameterError
+from qbee.registry import Registry
 from qbee.search import cost
 from qbee.search.domain import Domain
 from qbee.search.trial import Fidelity, Point, Proposal, Trial
@@ -92,37 +93,10 @@ class Strategy(Protocol):
         """What to measure next; None if there is nothing, or not before running trials end."""
 
 
-_STRATEGIES: dict[str, type[Strategy]] = {}
 # Stock AutoQKeras is a search of its own.
 STOCK = "autoqkeras"
-
-
-def register(name: str) -> Callable[[type], type]:
-    """Class decorator that makes a strategy known by a name."""
-
-    def remember(strategy: type) -> type:
-        _STRATEGIES[name] = strategy
-        return strategy
-
-    return remember
-
-
-def names() -> list[str]:
-    """Names of all strategies."""
-    return list(_STRATEGIES)
-
-
-def get(name: str) -> type[Strategy]:
-    """Strategy of this name.
-
-    Raises
-    ------
-    ParameterError
-        listing the known names.
-    """
-    if name not in _STRATEGIES:
-        raise ParameterError(f"strategy={name!r} must be one of {', '.join([*_STRATEGIES, STOCK])}")
-    return _STRATEGIES[name]
+_STRATEGIES: Registry[type[Strategy]] = Registry("strategy", others=(STOCK,))
+register, names, get = _STRATEGIES.register, _STRATEGIES.names, _STRATEGIES.get
 
 
 def objective(trial: Trial, name: str) -> float:

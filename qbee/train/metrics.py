@@ -8,7 +8,8 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 from sklearn import metrics
 
-from qbee.errors import DataError, ParameterError
+from qbee.errors import DataError
+from qbee.registry import Registry
 
 # Scores are kept this far from 0 and 1, so that their logits are finite.
 PROBABILITY_FLOOR = 1e-12
@@ -144,39 +145,13 @@ def f1_difference_error(labels: np.ndarray, found: np.ndarray, reference: np.nda
 
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
-_METRICS: dict[str, Metric] = {}
+# Of labels [n], bool, and logits [n, 2].
+_METRICS: Registry[Metric] = Registry("metric")
+register, names, get = _METRICS.register, _METRICS.names, _METRICS.get
 # Highest share of false alarms that counts for the partial AUC (thesis, S3-9).
 MAX_FALSE_ALARMS = 0.1
 # Lower is better for these, higher for all others.
 LOSSES = ("loss",)
-
-
-def register(name: str) -> Callable[[Metric], Metric]:
-    """Decorator that makes ``f(labels [n] bool, logits [n, 2])`` known as the metric ``name``."""
-
-    def remember(function: Metric) -> Metric:
-        _METRICS[name] = function
-        return function
-
-    return remember
-
-
-def names() -> list[str]:
-    """Names of all metrics."""
-    return list(_METRICS)
-
-
-def get(name: str) -> Metric:
-    """Metric of this name.
-
-    Raises
-    ------
-    ParameterError
-        listing the known names.
-    """
-    if name not in _METRICS:
-        raise ParameterError(f"metric={name!r} must be one of {', '.join(_METRICS)}")
-    return _METRICS[name]
 
 
 register("loss")(cross_entropy)

@@ -309,3 +309,20 @@ def test_standardizing_a_mapped_file_keeps_only_the_result_in_memory(tmp_path):
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     # The result is 4 MB; a few windows of 64 kB (and their float64 sums) come on top.
     assert peak_bytes(lambda: mel.standardize(mapped, FRONT_END)) < 1.2 * mapped.nbytes
+
+
+@pytest.mark.parametrize("hop", [16, 64, 128, 200])
+@pytest.mark.parametrize("seconds", [3.9, 4.0, 40.7])
+def test_windows_of_a_recording_equal_those_cut_out_of_it(tmp_path, hop, seconds):
+    front_end = FrontEnd(window_hop_frames=hop)
+    rate = 8000
+    samples = 0.1 * np.random.default_rng(3).standard_normal(int(seconds * rate))
+    soundfile.write(tmp_path / "a.wav", samples, rate, "FLOAT")
+    found = [*mel.windows(tmp_path / "a.wav", front_end)]
+    empty = np.empty((0, front_end.n_mels, front_end.n_frames), np.float32)
+    found = np.concatenate([empty, *found])
+    frames = 1 + int(seconds * front_end.sample_rate_hz) // front_end.hop_samples
+    assert len(found) == max(0, 1 + (frames - front_end.n_frames) // hop)
+    starts_s = np.arange(len(found)) * front_end.window_hop_s
+    expected = mel.images(tmp_path / "a.wav", front_end, starts_s)
+    np.testing.assert_array_equal(found, expected)

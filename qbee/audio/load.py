@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,17 +12,18 @@ import numpy as np
 import soundfile
 import soxr
 
+from qbee.audio.wav_header import OPEN_LENGTH_BYTES
 from qbee.errors import AudioError, ParameterError
 from qbee.records import Recording
 
 # libsndfile's stand-in where a FLAC header leaves the length open (written by a pipe).
 UNKNOWN_FRAMES = 2**63 - 1
-# Programs writing a WAV to a pipe put 0x7FFFF000 (sox) to 0xFFFFFFFF (ffmpeg) for the length.
-OPEN_LENGTH_BYTES = 0x7FFFF000
 # An MP3 without a length tag has its length estimated; the last frame may be cut.
 MP3_SLACK_FRAMES = 2 * 1152
 # libsndfile's SFE_BAD_FILE: "file does not exist" although it does, if no decoder wants it.
 BAD_FILE = 7
+# Hears decoded samples [n, channels], float32, before they are averaged and resampled.
+Listener = Callable[[np.ndarray], None]
 CUT_CHUNK = re.compile(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
 
 
@@ -37,10 +39,11 @@ class _OneWayFile(soundfile.SoundFile):
         return False
 
 
-def info(path: Path) -> Recording:
+def info(path: Path, *, allow_cut: bool = False) -> Recording:
     """Rate, channels and duration of a sound file.
 
-    An MP3 without a length tag has its duration estimated by the decoder; a FLAC whose
+    With ``allow_cut``, that of the sound there is in a WAV or AIFF shorter than its header says,
+    which is an error otherwise. An MP3 without a length tag has its duration estimated by the decoder; a FLAC whose
     header leaves the length open is decoded once to count its samples.
 
     Raises
@@ -51,13 +54,34 @@ def info(path: Path) -> Recording:
     """
     path = Path(path)
     with _opened(path) as file:
+        if not allow_cut:
+            _require_whole_chunk(file, path)
         rate, channels, frames = file.samplerate, file.channels, file.frames
         if frames == UNKNOWN_FRAMES:
             frames = sum(len(block) for block in _mono_blocks(file, path, rate))
     return Recording(path=path, sample_rate_hz=rate, channels=channels, duration_s=frames / rate)
 
 
-def stream(path: Path, *, sample_rate_hz: int, block_s: float = 30.0) -> Iterator[np.ndarray]:
+def comment(path: Path) -> str:
+    """Comment in the header of a sound file, empty if there is none.
+
+    Raises
+    ------
+    AudioError
+        as `info`, except for a file that is cut short.
+    """
+    with _opened(Path(path)) as file:
+        return file.comment
+
+
+def stream(
+    path: Path,
+    *,
+    sample_rate_hz: int,
+    block_s: float = 30.0,
+    skip_samples: int = 0,
+    listener: Listener | None = None,
+) -> Iterator[np.ndarray]:
     """Mono samples of a recording at ``sample_rate_hz``, block by block in constant memory.
 
     Channels are averaged; another rate is resampled by one soxr HQ stream over the whole
@@ -68,6 +92,8 @@ def stream(path: Path, *, sample_rate_hz: int, block_s: float = 30.0) -> Iterato
     path : Path of a WAV, FLAC, OGG, MP3 or other file libsndfile reads
     sample_rate_hz : int > 0
     block_s : float > 0, seconds read at a time
+    skip_samples : int >= 0, samples of the file that are left out at its beginning
+    listener : called with all samples of every block as they are in the file [n, channels]
 
     Yields
     ------
@@ -80,18 +106,26 @@ def stream(path: Path, *, sample_rate_hz: int, block_s: float = 30.0) -> Iterato
         if ``sample_rate_hz`` or ``block_s`` is not positive.
     AudioError
         as `info`; and at the damaged place for a sample that is not finite or a file
-        whose sound ends before its header says.
+        whose sound ends before its header says. What lies before was yielded, except for up
+        to ``block_s`` before a place that a compressed file cannot be decoded at.
     """
     if not sample_rate_hz > 0:
         raise ParameterError(f"sample_rate_hz={sample_rate_hz!r} must be positive")
     if not 0 < block_s < np.inf:
         raise ParameterError(f"block_s={block_s!r} must be positive and finite")
-    return _resampled(Path(path), sample_rate_hz, block_s)
+    return _resampled(Path(path), sample_rate_hz, block_s, skip_samples, listener)
 
 
-def _resampled(path: Path, sample_rate_hz: int, block_s: float) -> Iterator[np.ndarray]:
+def _resampled(
+    path: Path,
+    sample_rate_hz: int,
+    block_s: float,
+    skip_samples: int,
+    listener: Listener | None,
+) -> Iterator[np.ndarray]:
     with _opened(path) as file:
-        blocks = _mono_blocks(file, path, max(1, round(block_s * file.samplerate)))
+        block_frames = max(1, round(block_s * file.samplerate))
+        blocks = _without_first(_mono_blocks(file, path, block_frames, listener), skip_samples)
         if file.samplerate == sample_rate_hz:
             yield from blocks
             return
@@ -103,16 +137,32 @@ def _resampled(path: Path, sample_rate_hz: int, block_s: float) -> Iterator[np.n
         yield resampler.resample_chunk(np.empty(0, np.float32), last=True)
 
 
-def _mono_blocks(file: _OneWayFile, path: Path, block_frames: int) -> Iterator[np.ndarray]:
+def _without_first(blocks: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """The same signal without its first ``count`` samples."""
+    for block in blocks:
+        if count < len(block):
+            yield block[count:]
+        count = max(0, count - len(block))
+
+
+def _mono_blocks(
+    file: _OneWayFile, path: Path, block_frames: int, listener: Listener | None = None
+) -> Iterator[np.ndarray]:
     """Mean of the channels, checked to be finite and as long as the header says."""
     weights = np.full(file.channels, 1 / file.channels, np.float32)
     decoded = 0
     while len(block := _read(file, path, block_frames)):
         # A product with the weights is many times faster than a mean over two channels.
         mono = block[:, 0] if file.channels == 1 else block @ weights
-        _require_finite(mono, path, decoded, file.samplerate)
-        decoded += len(mono)
-        yield mono
+        whole = _finite_length(mono)
+        if listener is not None:
+            listener(block[:whole])
+        yield mono[:whole]
+        if whole < len(mono):
+            second = (decoded + whole) / file.samplerate
+            raise AudioError(f"{path}: sample at second {second:.3f} is {mono[whole]}, not finite")
+        decoded += whole
+    _require_whole_chunk(file, path)
     slack = MP3_SLACK_FRAMES if file.format == "MP3" else 0
     if file.frames != UNKNOWN_FRAMES and decoded + slack < file.frames:
         raise _cut_short(path, decoded, file.frames, file.samplerate)
@@ -130,12 +180,10 @@ def _reason(error: soundfile.LibsndfileError) -> str:
     return error.error_string.removeprefix("Error : ").rstrip(".")
 
 
-def _require_finite(mono: np.ndarray, path: Path, before: int, sample_rate_hz: int) -> None:
+def _finite_length(mono: np.ndarray) -> int:
+    """Number of samples before the first that is not finite."""
     finite = np.isfinite(mono)
-    if not finite.all():
-        first = int(np.argmin(finite))
-        second = (before + first) / sample_rate_hz
-        raise AudioError(f"{path}: sample at second {second:.3f} is {mono[first]}, not finite")
+    return len(mono) if finite.all() else int(np.argmin(finite))
 
 
 def _cut_short(
@@ -153,14 +201,14 @@ def _opened(path: Path) -> Iterator[_OneWayFile]:
     """Sound file with at least one sample, or an AudioError that says what it is instead."""
     _require_content(path)
     try:
-        file = _OneWayFile(path)
+        # As bytes, since a name need not be text in the system's encoding.
+        file = _OneWayFile(os.fsencode(path))
     except soundfile.LibsndfileError as error:
         known = "" if error.code == BAD_FILE else f": {_reason(error)}"
         raise AudioError(f"{path}: not a sound file that can be read{known}") from error
     with file:
         if file.frames == 0:
             raise AudioError(f"{path}: contains no samples")
-        _require_whole_chunk(file, path)
         yield file
 
 

@@ -56,13 +56,24 @@ def filterbank(front_end: FrontEnd) -> np.ndarray:
     return bank
 
 
-def stream(path: Path, front_end: FrontEnd) -> Iterator[np.ndarray]:
+def stream(
+    path: Path,
+    front_end: FrontEnd,
+    *,
+    skip_samples: int = 0,
+    listener: load.Listener | None = None,
+) -> Iterator[np.ndarray]:
     """Mel frames in dB of one STFT over a recording, in order and in constant memory.
 
     Frame t is centred on sample ``t * hop_samples`` at ``sample_rate_hz``, the signal is
     padded with zeros by ``n_fft // 2``, the Hann window is periodic: for an even ``n_fft``
     there are ``1 + samples // hop_samples`` frames. Transformed in float32: bands down to
     80 dB below a frame's loudest are exact to 1e-3 dB, far fainter ones to about 1 dB.
+
+    Parameters
+    ----------
+    skip_samples, listener : as of `qbee.audio.load.stream`; frames are counted from where the
+        skipped samples end
 
     Yields
     ------
@@ -76,9 +87,44 @@ def stream(path: Path, front_end: FrontEnd) -> Iterator[np.ndarray]:
         as `qbee.audio.load.stream`.
     """
     filterbank(front_end)
-    samples = load.stream(path, sample_rate_hz=front_end.sample_rate_hz)
+    samples = load.stream(
+        path,
+        sample_rate_hz=front_end.sample_rate_hz,
+        skip_samples=skip_samples,
+        listener=listener,
+    )
     batches = _batches(_padded(samples, front_end), front_end)
     return (_decibels(batch, front_end) for batch in batches)
+
+
+def windows(
+    path: Path,
+    front_end: FrontEnd,
+    *,
+    skip_samples: int = 0,
+    listener: load.Listener | None = None,
+) -> Iterator[np.ndarray]:
+    """All windows of a recording, ``window_hop_frames`` apart, in constant memory.
+
+    They equal what `images` cuts out at the same places. Parameters and errors are those of
+    `stream`.
+
+    Yields
+    ------
+    np.ndarray [shape=(n, n_mels, n_frames)], float32, dB; the next n windows, may be views
+    """
+    length, hop = front_end.n_frames, front_end.window_hop_frames
+    frames = np.empty((front_end.n_mels, 0), np.float32)
+    to_skip = 0
+    for block in stream(path, front_end, skip_samples=skip_samples, listener=listener):
+        frames = np.concatenate([frames, block], axis=1)[:, to_skip:]
+        count = max(0, 1 + (frames.shape[1] - length) // hop)
+        if count:
+            cut = np.lib.stride_tricks.sliding_window_view(frames, length, axis=1)
+            yield cut[:, : count * hop : hop].swapaxes(0, 1)
+        # Where windows lie apart, the next one may begin behind what there is.
+        to_skip = max(0, count * hop - frames.shape[1])
+        frames = frames[:, count * hop :]
 
 
 def images(

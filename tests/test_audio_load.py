@@ -213,3 +213,17 @@ def test_memory_does_not_grow_with_the_recording(tmp_path):
 def test_reading_sound_does_not_import_tensorflow(module):
     code = f"import sys, {module}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_an_excerpt_is_that_part_of_the_whole(tmp_path, suffix):
+    rate = 16000
+    samples = 0.1 * np.random.default_rng(0).standard_normal(70 * rate)
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, samples, rate)
+    whole = np.concatenate([*load.stream(path, sample_rate_hz=rate)])
+    for start_s, end_s in ((0, 4), (31.25, 33.5), (68.0, 99.0), (80.0, 90.0), (-1.0, 2.0)):
+        found, found_rate = load.excerpt(path, start_s=start_s, end_s=end_s)
+        assert found_rate == rate
+        expected = whole[max(0, round(start_s * rate)) : round(end_s * rate)]
+        np.testing.assert_array_equal(found, expected)

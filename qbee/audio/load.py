@@ -22,6 +22,8 @@ UNKNOWN_FRAMES = 2**63 - 1
 MP3_SLACK_FRAMES = 2 * 1152
 # libsndfile's SFE_BAD_FILE: "file does not exist" although it does, if no decoder wants it.
 BAD_FILE = 7
+# In these formats a place is found exactly, without decoding what lies before it.
+SEEKABLE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "FLAC")
 # Hears decoded samples [n, channels], float32, before they are averaged and resampled.
 Listener = Callable[[np.ndarray], None]
 CUT_CHUNK = re.compile(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -43,8 +45,8 @@ def info(path: Path, *, allow_cut: bool = False) -> Recording:
     """Rate, channels and duration of a sound file.
 
     With ``allow_cut``, that of the sound there is in a WAV or AIFF shorter than its header says,
-    which is an error otherwise. An MP3 without a length tag has its duration estimated by the decoder; a FLAC whose
-    header leaves the length open is decoded once to count its samples.
+    which is an error otherwise. An MP3 without a length tag has its duration estimated by the
+    decoder; a FLAC whose header leaves the length open is decoded once to count its samples.
 
     Raises
     ------
@@ -60,6 +62,36 @@ def info(path: Path, *, allow_cut: bool = False) -> Recording:
         if frames == UNKNOWN_FRAMES:
             frames = sum(len(block) for block in _mono_blocks(file, path, rate))
     return Recording(path=path, sample_rate_hz=rate, channels=channels, duration_s=frames / rate)
+
+
+def excerpt(path: Path, *, start_s: float, end_s: float) -> tuple[np.ndarray, int]:
+    """Mono samples of a stretch of a recording at its own rate, as far as it is inside.
+
+    Returns
+    -------
+    np.ndarray [shape=(n,)], float32, and the rate in Hz
+
+    Raises
+    ------
+    AudioError
+        as `stream`.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        rate = file.samplerate
+        first, last = (max(0, round(second * rate)) for second in (start_s, end_s))
+        if file.format in SEEKABLE and file.frames != UNKNOWN_FRAMES:
+            if first >= min(last, file.frames):
+                return np.empty(0, np.float32), rate
+            file.seek(first)
+            return next(_mono_blocks(file, path, last - first)), rate
+        found, at = [np.empty(0, np.float32)], 0
+        for block in _mono_blocks(file, path, 30 * rate):
+            found.append(block[max(0, first - at) : max(0, last - at)])
+            at += len(block)
+            if at >= last:
+                break
+        return np.concatenate(found), rate
 
 
 def comment(path: Path) -> str:

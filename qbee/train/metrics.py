@@ -35,7 +35,12 @@ class Scores:
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Probability of buzz [n], float64, from class logits [n, 2]: sigmoid of the difference."""
-    return 0.5 * (1 + np.tanh(margins(logits) / 2))
+    return sigmoid(margins(logits))
+
+
+def sigmoid(margin: np.ndarray) -> np.ndarray:
+    """Probability of buzz, float64, from its logit."""
+    return 0.5 * (1 + np.tanh(np.asarray(margin, np.float64) / 2))
 
 
 def evaluate(labels: np.ndarray, probability: np.ndarray, *, threshold: float) -> Scores:

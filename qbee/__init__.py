@@ -1,8 +1,8 @@
 """From field recordings to a bee-buzz detector on a microcontroller.
 
 The verbs: ``synth``, ``mix``, ``build``, ``train``, ``search``, ``export``, ``verify``, ``run``,
-``demo`` and ``evaluate``. Each is imported when first used, so that ``import qbee`` is quick and
-does not load TensorFlow.
+``demo``, ``evaluate`` and ``detect``. Each is imported when first used, so that ``import qbee``
+is quick and does not load TensorFlow.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ _VERBS = {
     "mix": ("qbee.audio.mixing", "mix"),
     "build": ("qbee.models.registry", "build"),
     "evaluate": ("qbee.detector", "evaluate"),
+    "detect": ("qbee.field.detecting", "detect"),
     "demo": ("qbee.job.verbs", "demo"),
     "run": ("qbee.job.verbs", "run"),
     "train": ("qbee.job.verbs", "train"),

@@ -1,4 +1,4 @@
-"""A finished result folder as a detector on TFLite Micro (no TensorFlow)."""
+"""A finished result folder as a detector on TFLite Micro or LiteRT (no TensorFlow)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -19,11 +19,16 @@ from qbee.errors import FrontEndError, ModelFileError
 from qbee.files import read_bytes
 from qbee.records import FrontEnd, Record, Window
 from qbee.runtime import sandbox
-from qbee.runtime.interpreter import MicroModel, read_metadata
+from qbee.runtime.interpreter import MicroModel, Runner, read_metadata
+from qbee.runtime.litert import LiteRtModel
 from qbee.train import metrics
 
 MODEL, FRONT_END = "model.tflite", "frontend.json"
 METADATA_KEY = "qbee"
+# TFLite Micro's reference kernels, or LiteRT's own without XNNPACK, which are many times faster
+# and compute the same integers.
+Engine = Literal["tflm", "litert"]
+BATCH_WINDOWS = 16
 
 
 class Training(Record):
@@ -75,14 +80,18 @@ def margin_threshold(threshold: float, step: float) -> int:
 
 
 class Detector:
-    """The exported model of a result folder, run by TFLite Micro."""
+    """The exported model of a result folder, run by an interpreter."""
 
-    def __init__(self, model: MicroModel, card: Card):
+    def __init__(self, model: Runner, card: Card):
         self.model, self.card = model, card
 
     @classmethod
-    def load(cls, folder: Path) -> Detector:
+    def load(cls, folder: Path, *, engine: Engine = "tflm", is_probed: bool = False) -> Detector:
         """Detector of a result folder.
+
+        Parameters
+        ----------
+        is_probed : whether this process or its parent has loaded the same folder before
 
         Raises
         ------
@@ -90,26 +99,22 @@ class Detector:
             if a file is missing or damaged.
         FrontEndError
             if model.tflite and frontend.json belong to different front ends.
+        StackError
+            if LiteRT is asked for and not installed.
         """
         path = Path(folder) / MODEL
         content = read_bytes(path)
-        # Damage that no check sees must not end this process.
-        sandbox.probe(content, source=str(path))
-        model = MicroModel(content, source=str(path))
-        card = Card.of_model(model.content, source=str(path))
+        if not is_probed:
+            # Damage that no check sees must not end this process.
+            sandbox.probe(content, source=str(path))
+        model = _loaded(content, engine, source=str(path))
+        card = Card.of_model(content, source=str(path))
         image = (card.front_end.n_mels, card.front_end.n_frames)
         if model.input_shape[1:3] != image:
             raise FrontEndError(
                 f"{path}: its input is {model.input_shape[1:3]}, its front end makes {image} images"
             )
-        beside = FrontEnd.load(Path(folder) / FRONT_END)
-        for name, value in card.front_end.model_dump().items():
-            other = getattr(beside, name)
-            if other != value:
-                raise FrontEndError(
-                    f"{Path(folder) / FRONT_END}: {name}={other}, but {path} was trained with "
-                    f"{name}={value}: the files belong to different models"
-                )
+        _check_beside(Path(folder), card.front_end)
         return cls(model, card)
 
     def inputs(self, images: np.ndarray) -> np.ndarray:
@@ -121,11 +126,30 @@ class Detector:
     ) -> np.ndarray:
         """Logits [n, 2] of dB mel images [n, n_mels, n_frames], from the device's integers."""
         outputs = []
-        for start in range(0, len(images), 16):
-            outputs.append(self.model.predict(self.inputs(images[start : start + 16])))
+        for start in range(0, len(images), BATCH_WINDOWS):
+            stop = min(start + BATCH_WINDOWS, len(images))
+            outputs.append(self.model.predict(self.inputs(images[start:stop])))
             if on_progress is not None:
-                on_progress(min(start + 16, len(images)), len(images))
+                on_progress(stop, len(images))
         return np.concatenate(outputs) if outputs else np.zeros((0, 2), np.float32)
+
+
+def _loaded(content: bytes, engine: Engine, *, source: str) -> Runner:
+    if engine == "litert":
+        return LiteRtModel(content, xnnpack=False, source=source)
+    return MicroModel(content, source=source)
+
+
+def _check_beside(folder: Path, front_end: FrontEnd) -> None:
+    """Refuse a model beside the front end of another one."""
+    beside = FrontEnd.load(folder / FRONT_END)
+    for name, value in front_end.model_dump().items():
+        other = getattr(beside, name)
+        if other != value:
+            raise FrontEndError(
+                f"{folder / FRONT_END}: {name}={other}, but {folder / MODEL} was trained with "
+                f"{name}={value}: the files belong to different models"
+            )
 
 
 def scores_by_location(

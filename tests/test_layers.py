@@ -21,8 +21,10 @@ STAGES = [
     ("search",),
     ("detector",),
     ("verify",),
+    ("detect",),
     ("report",),
     ("job",),
+    ("field",),
     ("cli",),
     ("__main__",),
 ]
@@ -98,6 +100,8 @@ def test_every_module_belongs_to_a_stage():
         "qbee.report.inspection_table",
         "qbee.report.trial_table",
         "qbee.detector",
+        "qbee.detect.crew",
+        "qbee.detect.run",
         "qbee.cli",
     ],
 )

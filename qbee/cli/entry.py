@@ -8,7 +8,7 @@ from typing import NoReturn
 import typer
 
 # Importing them makes their commands known.
-from qbee.cli import deploy, jobs, models, searching  # noqa: F401
+from qbee.cli import deploy, field, jobs, models, searching  # noqa: F401
 from qbee.cli.terminal import app
 from qbee.errors import QbeeError
 

@@ -1,0 +1,107 @@
+"""Commands for field use: detect."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from qbee.cli.options import Errors, OnError, Out
+from qbee.cli.terminal import Terminal, app, console, print_line
+
+if TYPE_CHECKING:
+    from qbee.field.detecting import Summary
+
+
+class Engine(StrEnum):
+    """What runs a model."""
+
+    litert = "litert"
+    tflm = "tflm"
+    keras = "keras"
+
+
+@app.command()
+def detect(
+    ctx: typer.Context,
+    recordings: Annotated[
+        list[str], typer.Argument(help="Files, folders (with all below), or quoted patterns.")
+    ],
+    model: Annotated[Path, typer.Option(help="Result folder of a detector.")],
+    out: Out,
+    engine: Annotated[
+        Engine,
+        typer.Option(help="LiteRT or TFLite Micro (the same integers), or a job's Keras model."),
+    ] = Engine.litert,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that listen.")] = 1,
+    on_error: Errors = OnError.stop,
+    start_times: Annotated[
+        Path | None, typer.Option(help="CSV table: file, recorded_at (ISO 8601), location.")
+    ] = None,
+    name_pattern: Annotated[
+        str | None,
+        typer.Option(help="When a file began, by its name, such as 'box_%Y-%m-%d_%H%M%S'."),
+    ] = None,
+    recorder_zone: Annotated[
+        str | None,
+        typer.Option(help="Zone of the recorder's clock: UTC, +02:00 or Europe/Ljubljana."),
+    ] = None,
+    zone: Annotated[
+        str | None, typer.Option(help="Zone of all tables; the recorder's if not given.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="A window of it begins an event.")
+    ] = None,
+    keep_threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Windows of it go on with an event.")
+    ] = None,
+    min_event_s: Annotated[
+        float, typer.Option(min=0, help="Shorter events do not count, seconds.")
+    ] = 0.0,
+    max_gap_s: Annotated[
+        float, typer.Option(min=0, help="Events less far apart are one, seconds.")
+    ] = 0.0,
+    clips: Annotated[int, typer.Option(min=0, help="Surest events to cut out.")] = 20,
+) -> None:
+    """Hear days of recordings with a detector: tables, labels, activity and clips of buzzes.
+
+    Continues where it was stopped. Exit code 1 says that some recordings could not be used, or
+    only in part: problems.csv has them.
+    """
+    from qbee.field.detecting import detect as verb
+
+    given = {**ctx.params, "engine": engine.value, "on_error": on_error.value}
+    given["clip_count"] = given.pop("clips")
+    with Terminal() as watcher:
+        found = verb(**given, watcher=watcher)
+    print_summary(found, out)
+    if found.left_out or found.used_partly:
+        raise typer.Exit(1)
+
+
+def print_summary(found: Summary, out: Path) -> None:
+    """Print what a detection found."""
+    table = Table(title=escape(f"{found.heard_hours:.2f} hours heard, {found.windows} windows"))
+    table.add_column("")
+    table.add_column("", justify="right")
+    rate = "–" if found.events_per_hour is None else f"{found.events_per_hour:.2f}"
+    for name, value in (
+        ("windows with buzz", found.buzz_windows),
+        ("events", found.events),
+        ("events per hour heard", rate),
+        ("recordings used", found.used),
+        ("used in part", found.used_partly),
+        ("left out", found.left_out),
+        ("warnings", found.warnings),
+        ("without a start time", found.without_start_time),
+        ("cuts between recordings", found.cuts),
+    ):
+        table.add_row(name, str(value))
+    console.print(table)
+    if found.left_out or found.used_partly or found.warnings:
+        print_line(f"Problems: {out / 'problems.csv'}")
+    print_line(f"Times: {found.zone}. Tables: {out}")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import librosa
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
@@ -14,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import precision_recall_curve
 
 from qbee.records import FrontEnd
+from qbee.report import mel_axis
 from qbee.report.drawing import (
     BLUE,
     GREEN,
@@ -31,7 +31,6 @@ from qbee.train.metrics import Scores
 # Vermilion is too close to the colours of a mel image.
 FRAME = "#E0002B"
 MAX_EXAMPLES = 8
-OCTAVES_HZ = 200 * 2.0 ** np.arange(8)
 
 
 def mel_examples(
@@ -72,14 +71,16 @@ def mel_examples(
 
 def _draw_images(axes: np.ndarray, images_db: np.ndarray, front_end: FrontEnd) -> AxesImage:
     """Images on one common colour scale; returns the last."""
-    low, high = np.percentile(images_db, [1, 99.5])
+    low, high = mel_axis.limits_db(images_db)
     extent = (0, front_end.window_s, -0.5, front_end.n_mels - 0.5)
-    style = {"origin": "lower", "aspect": "auto", "vmin": low, "vmax": high, "cmap": "magma"}
+    style = {"origin": "lower", "aspect": "auto", "vmin": low, "vmax": high}
     for ax, image_db in zip(axes.flat, images_db, strict=False):
-        image = ax.imshow(image_db, extent=extent, interpolation="nearest", **style)
+        image = ax.imshow(
+            image_db, extent=extent, interpolation="nearest", cmap=mel_axis.COLOURS, **style
+        )
         ax.grid(False)
-    ticks_hz = _mel_ticks_hz(front_end)
-    axes[0, 0].set_yticks(_band_of(ticks_hz, front_end), [f"{f:.0f}" for f in ticks_hz])
+    ticks_hz = mel_axis.ticks_hz(front_end)
+    axes[0, 0].set_yticks(mel_axis.band_of(ticks_hz, front_end), [f"{f:.0f}" for f in ticks_hz])
     for ax in axes[:, 0]:
         ax.set_ylabel("frequency in Hz")
     for column in axes.T:
@@ -87,22 +88,6 @@ def _draw_images(axes: np.ndarray, images_db: np.ndarray, front_end: FrontEnd) -
         lowest.set_xlabel("time in s")
         lowest.tick_params(labelbottom=True)
     return image
-
-
-def _mel_ticks_hz(front_end: FrontEnd) -> np.ndarray:
-    """Ends of the mel range and the octaves well inside it."""
-    low, high = front_end.fmin_hz, front_end.fmax_hz
-    inside = OCTAVES_HZ[(low * 1.5 < OCTAVES_HZ) & (high / 1.5 > OCTAVES_HZ)]
-    return np.array([low, *inside, high])
-
-
-def _band_of(frequency_hz: np.ndarray, front_end: FrontEnd) -> np.ndarray:
-    """Fractional number of the mel band with this centre, held inside the image."""
-    edges_hz = librosa.mel_frequencies(
-        front_end.n_mels + 2, fmin=front_end.fmin_hz, fmax=front_end.fmax_hz
-    )
-    band = np.interp(frequency_hz, edges_hz, np.arange(-1, front_end.n_mels + 1))
-    return np.clip(band, -0.5, front_end.n_mels - 0.5)
 
 
 def _label_example(ax: Axes, truth: bool, found: bool, probability: float, caption: str) -> None:

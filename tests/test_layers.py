@@ -98,6 +98,7 @@ def test_every_module_belongs_to_a_stage():
         "qbee.runtime.trial",
         "qbee.report.arena_plot",
         "qbee.report.inspection_table",
+        "qbee.report.review_page",
         "qbee.report.trial_table",
         "qbee.detector",
         "qbee.detect.crew",

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from qbee.records import FrontEnd
-from qbee.report import plots, search_plots
+from qbee.report import mel_axis, plots, search_plots
 from qbee.train.metrics import evaluate
 
 FRONT_END = FrontEnd(n_mels=16, n_frames=32)
@@ -61,8 +61,8 @@ def test_wrong_examples_have_a_red_frame(path):
 
 def test_mel_ticks_stand_at_their_bands():
     front_end = FrontEnd()
-    ticks_hz = plots._mel_ticks_hz(front_end)
-    bands = plots._band_of(ticks_hz, front_end)
+    ticks_hz = mel_axis.ticks_hz(front_end)
+    bands = mel_axis.band_of(ticks_hz, front_end)
     assert ticks_hz.tolist() == [50, 200, 400, 800, 1450]
     assert np.all(np.diff(bands) > 0)
     # Slaney's scale is linear below 1 kHz.

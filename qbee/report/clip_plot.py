@@ -38,12 +38,14 @@ def clip(
     with drawing(path, width, 4.2) as figure:
         figure.suptitle(title)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        low, high = np.percentile(image_db, [1, 99.5])
+        low, high = mel_axis.limits_db(image_db)
         extent = (start_s, start_s + duration_s, -0.5, front_end.n_mels - 0.5)
         style = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
-        image = upper.imshow(image_db, extent=extent, vmin=low, vmax=high, cmap="magma", **style)
+        image = upper.imshow(
+            image_db, extent=extent, vmin=low, vmax=high, cmap=mel_axis.COLOURS, **style
+        )
         upper.grid(False)
-        mel_axis.name_frequencies(upper, front_end)
+        mel_axis.name_bands(upper, front_end)
         figure.colorbar(image, ax=upper, label="dB", pad=0.01)
         middles = window_starts_s + front_end.window_s / 2
         lower.plot(middles, probability, "o-", color=BLUE, ms=4)

@@ -71,14 +71,16 @@ def mel_examples(
 
 def _draw_images(axes: np.ndarray, images_db: np.ndarray, front_end: FrontEnd) -> AxesImage:
     """Images on one common colour scale; returns the last."""
-    low, high = np.percentile(images_db, [1, 99.5])
+    low, high = mel_axis.limits_db(images_db)
     extent = (0, front_end.window_s, -0.5, front_end.n_mels - 0.5)
-    style = {"origin": "lower", "aspect": "auto", "vmin": low, "vmax": high, "cmap": "magma"}
+    style = {"origin": "lower", "aspect": "auto", "vmin": low, "vmax": high}
     for ax, image_db in zip(axes.flat, images_db, strict=False):
-        image = ax.imshow(image_db, extent=extent, interpolation="nearest", **style)
+        image = ax.imshow(
+            image_db, extent=extent, interpolation="nearest", cmap=mel_axis.COLOURS, **style
+        )
         ax.grid(False)
     for ax in axes[:, 0]:
-        mel_axis.name_frequencies(ax, front_end)
+        mel_axis.name_bands(ax, front_end)
     for column in axes.T:
         lowest = [ax for ax in column if ax.images][-1]
         lowest.set_xlabel("time in s")

@@ -48,11 +48,14 @@ class Card(Record):
     front_end: FrontEnd
     labels: tuple[str, str] = ("no_buzz", "buzz")
     threshold: float
+    goal: str | None = None
     training: Training | None = None
 
     def to_metadata(self) -> dict[str, bytes]:
         """Metadata entry of the .tflite."""
-        return {METADATA_KEY: self.model_dump_json().encode()}
+        # What the threshold was chosen for takes no room where it is the highest F1.
+        left_out = {"goal"} if self.goal is None else set()
+        return {METADATA_KEY: self.model_dump_json(exclude=left_out).encode()}
 
     @classmethod
     def of_model(cls, content: bytes, *, source: str) -> Card:

@@ -26,8 +26,25 @@ RESULTS = {
     "front_end": FRONT_END.model_dump(),
     "threshold": 0.43,
     "threshold_from": "validation windows",
+    "goal": "precision>=0.9",
+    "false_alarms": {
+        "validation": {
+            "alarms": 7,
+            "hours": 0.5,
+            "recordings": 4,
+            "of_quiet_recordings": True,
+            "per_hour": 14.0,
+        },
+        "test": {
+            "alarms": 0,
+            "hours": 0.0,
+            "recordings": 0,
+            "of_quiet_recordings": False,
+            "per_hour": None,
+        },
+    },
     "data": {
-        "table": "labels.csv",
+        "tables": ["labels.csv"],
         "windows": 2000,
         "positives": 500,
         "uncertain": 120,
@@ -137,7 +154,7 @@ def test_unknown_scores_are_dashes(write_page):
 @pytest.mark.parametrize("evil", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'])
 def test_names_from_outside_cannot_become_markup(write_page, figure, evil):
     results = copy.deepcopy(RESULTS)
-    results["data"]["table"] = results["model"] = evil
+    results["data"]["tables"], results["model"], results["goal"] = [evil], evil, evil
     results["data"]["skipped"] = [f"{evil}.wav: is empty"]
     results["data"]["splits"]["test"]["locations"][evil] = {"windows": 1, "positives": 0}
     results["winner"]["locations"][evil] = PLACE

@@ -21,10 +21,12 @@ from qbee.cli.options import (
     FineTune,
     Folder,
     Folds,
+    GoalText,
     HowToStandardize,
     KernelSteps,
     Labels,
     Limit,
+    ManyLabels,
     MaxArena,
     MaxBytes,
     Model,
@@ -66,6 +68,7 @@ def summary(results: dict[str, Any], out: Path) -> None:
         f"numpy == Keras == TFLite Micro on {check['windows']} windows: "
         f"{check['mismatches']} mismatches. Arena: {winner['arena_bytes']} bytes."
     )
+    print_alarms(results)
     left_out = results["data"]
     console.print(
         f"Left out: {left_out['uncertain']} uncertain windows, {left_out['too_short']} segments "
@@ -129,7 +132,7 @@ def synth(
 @app.command()
 def run(
     ctx: typer.Context,
-    labels: Labels,
+    labels: ManyLabels,
     model: Model,
     out: Out,
     epochs: Epochs = 20,
@@ -153,12 +156,15 @@ def run(
     unannotated: Unannotated = Rest.ignore,
     test_location: TestLocation = None,
     steps: Steps = KernelSteps.channel,
+    goal: GoalText = None,
 ) -> None:
     """Do the whole job: labelled recordings in, a verified .tflite out. Resumes if interrupted."""
     from qbee.job import verbs
+    from qbee.train import goals
 
     given = dict(ctx.params)
     limits = popped_limits(given)
+    given["goal"] = goals.parse(goal) if goal else None
     with Terminal() as watcher:
         results = verbs.run(**given, limits=limits, watcher=watcher)
     summary(results, out)
@@ -167,7 +173,7 @@ def run(
 @app.command()
 def train(
     ctx: typer.Context,
-    labels: Labels,
+    labels: ManyLabels,
     model: Model,
     out: Out,
     epochs: Epochs = 20,
@@ -194,6 +200,43 @@ def train(
         f"Float F1 {percent(scores.f1)} on {scores.windows} test windows, "
         f"{scores.positives} with buzz."
     )
+
+
+@app.command()
+def threshold(
+    folder: Folder,
+    goal: Annotated[
+        str,
+        typer.Option(
+            help="f1, precision>=0.9 or false_alarms<=2 (an hour), on validation windows."
+        ),
+    ],
+) -> None:
+    """Choose the threshold of a finished job anew; its files and report follow."""
+    from qbee.job import verbs
+    from qbee.train import goals
+
+    with Terminal() as watcher:
+        results = verbs.choose_threshold(folder, goals.parse(goal), watcher=watcher)
+    winner = results["winner"]
+    print_line(
+        f"Threshold {results['threshold']:.4f} for {results['goal']} on validation windows. On test "
+        f"windows: precision {percent(winner['precision'])}, recall {percent(winner['recall'])}."
+    )
+    print_alarms(results)
+
+
+def print_alarms(results: dict[str, Any]) -> None:
+    """Print false alarms per hour."""
+    for part, found in results["false_alarms"].items():
+        rate = "–" if found["per_hour"] is None else f"{found['per_hour']:.2f}"
+        where = "recordings without buzz"
+        if not found["of_quiet_recordings"]:
+            where = "stretches without buzz, as no recording is without"
+        print_line(
+            f"False alarms on {part} windows: {rate} an hour ({found['alarms']} in "
+            f"{found['hours']:.2f} hours of {where})."
+        )
 
 
 @app.command()

@@ -68,11 +68,19 @@ MaxArena = Annotated[
     int | None, _bytes_option("Largest arena on the device, such as 200000, 200k or 256Ki.")
 ]
 MaxBytes = Annotated[int | None, _bytes_option("Largest .tflite, such as 20000, 20k or 48Ki.")]
-Labels = Annotated[
-    Path,
+_LABELS_HELP = (
+    "Table of labelled segments: a CSV (file, start_s, end_s or duration_s, label, location), a "
+    "Raven selection table, Audacity labels, or a folder of these."
+)
+Labels = Annotated[Path, typer.Option(help=_LABELS_HELP)]
+ManyLabels = Annotated[
+    list[Path], typer.Option("--labels", help=f"{_LABELS_HELP} May be given several times.")
+]
+GoalText = Annotated[
+    str | None,
     typer.Option(
-        help="Table of labelled segments: a CSV (file, start_s, end_s or duration_s, label, "
-        "location), a Raven selection table, Audacity labels, or a folder of these.",
+        "--goal",
+        help="What the threshold is for: f1, precision>=0.9 or false_alarms<=2 (an hour).",
     ),
 ]
 Model = Annotated[str, typer.Option(help="Network: beenet1 (largest), beenet2 or beenet3.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -72,6 +73,18 @@ def read(
         location=path.resolve().parent.name if location is None else location,
         unannotated=unannotated,
     )
+
+
+def read_all(paths: Sequence[Path], *, unannotated: Unannotated = "ignore") -> list[Segment]:
+    """Segments of several tables or folders, as of :func:`read`.
+
+    Of several, CSV tables say themselves what is not annotated; ``unannotated`` is for the others.
+    """
+    segments = []
+    for path in paths:
+        is_csv = len(paths) > 1 and Path(path).suffix.lower() == ".csv"
+        segments += read(path, unannotated="ignore" if is_csv else unannotated)
+    return segments
 
 
 def read_csv(path: Path) -> list[Segment]:

@@ -79,7 +79,8 @@ def _images(path: Path, n_windows: int) -> np.ndarray:
 def _make(folder: Path, settings: JobSettings, watcher: Watcher) -> None:
     """Read the recordings; the settings of the job are stored once its data can be used."""
     work = folder / "work"
-    segments = labels.read(Path(settings.labels), unannotated=settings.unannotated)
+    tables = [Path(table) for table in settings.labels]
+    segments = labels.read_all(tables, unannotated=settings.unannotated)
     listed = windows.from_segments(segments, settings.front_end, on_error=settings.on_error)
     made = windows.images(
         listed.windows,

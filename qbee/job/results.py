@@ -21,6 +21,7 @@ from qbee.records import Window
 from qbee.runtime import trial
 from qbee.search import energy
 from qbee.train import metrics
+from qbee.train.goals import FalseAlarms
 from qbee.verify import Verification, compare, compare_layers
 
 FILE, VERIFICATION = "results.json", "verify.json"
@@ -49,7 +50,7 @@ def counts(windows: Sequence[Window]) -> dict[str, Any]:
 def _data(job: Job) -> dict[str, Any]:
     table = job.data.table
     return {
-        "table": job.settings.labels,
+        "tables": list(job.settings.labels),
         "windows": len(table.windows),
         "positives": sum(w.is_buzz for w in table.windows),
         "uncertain": table.uncertain,
@@ -170,6 +171,10 @@ def _contender(job: Job, tuned: Tuned) -> dict[str, Any]:
     }
 
 
+def _alarms(found: FalseAlarms) -> dict[str, Any]:
+    return found.model_dump() | {"per_hour": found.per_hour}
+
+
 def collect(job: Job) -> tuple[dict[str, Any], np.ndarray]:
     """All results, and the exported model's probabilities on the test windows."""
     verification, logits = verify(job)
@@ -182,6 +187,13 @@ def collect(job: Job) -> tuple[dict[str, Any], np.ndarray]:
         "front_end": job.front_end.model_dump(),
         "threshold": job.threshold,
         "threshold_from": "validation windows",
+        "goal": str(job.goal),
+        "false_alarms": {
+            "validation": _alarms(
+                job.false_alarms("validation", job.probabilities(job.fine_tuned[0], "validation"))
+            ),
+            "test": _alarms(job.false_alarms("test", metrics.probabilities(logits))),
+        },
         "scored_on": "test windows",
         "data": _data(job),
         "float": _float(job),

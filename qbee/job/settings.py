@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 import qbee
+from qbee.data import labels
 from qbee.errors import LabelError, ParameterError
 from qbee.quantize.sharing import Steps
 from qbee.records import FrontEnd, Record
@@ -24,7 +26,7 @@ MAX_SEED = 2**32 - 1
 class JobSettings(Record):
     """All that determines the result of a job besides the recordings themselves."""
 
-    labels: str
+    labels: tuple[str, ...]
     labels_sha256: str
     model: str
     front_end: FrontEnd
@@ -62,26 +64,26 @@ class SearchSettings(Record):
     top: int = Field(3, ge=1)
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a label table, or of all tables in a folder.
+def digest(paths: Sequence[Path]) -> str:
+    """SHA-256 of label tables, those of a folder together.
 
     Raises
     ------
     LabelError
-        if it cannot be read.
+        if one cannot be read.
     """
-    path = Path(path)
-    kinds = {".csv", ".txt", ".tsv"}
-    tables = [path]
-    if path.is_dir():
-        tables = sorted(p for p in path.iterdir() if p.suffix.lower() in kinds)
     found = hashlib.sha256()
-    try:
-        for table in tables:
-            found.update(table.read_bytes())
-        return found.hexdigest()
-    except OSError as error:
-        raise LabelError(f"{path}: {error.strerror}") from error
+    for path in paths:
+        tables = [path]
+        if path.is_dir():
+            kinds = {".csv", *labels.TABLE_SUFFIXES}
+            tables = sorted(p for p in path.iterdir() if p.suffix.lower() in kinds)
+        try:
+            for table in tables:
+                found.update(table.read_bytes())
+        except OSError as error:
+            raise LabelError(f"{path}: {error.strerror}") from error
+    return found.hexdigest()
 
 
 def check(folder: Path, settings: JobSettings) -> None:

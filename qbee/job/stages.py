@@ -29,12 +29,13 @@ from qbee.quantize.scheme import uniform
 from qbee.records import Fold, FrontEnd, Record, Window
 from qbee.runtime.interpreter import MicroModel
 from qbee.search.trial import Trial
-from qbee.train import metrics
+from qbee.train import goals, metrics
 from qbee.train.fit import Epoch, Examples
+from qbee.train.goals import Goal
 
 FINE_TUNE_MAX_RATE = 2e-4
 SCHEME, EXPORT_SETTINGS, FIDELITY = "scheme.json", "export.json", "fidelity.json"
-FIRMWARE, CHOSEN = "firmware", "chosen.json"
+FIRMWARE, CHOSEN, GOAL = "firmware", "chosen.json", "goal.json"
 # What is known of a file only after it was verified.
 REPORTS = ("results.json", "verify.json", "report.html")
 # Trials are priced with a threshold that is written with many digits.
@@ -193,7 +194,12 @@ class Job:
             fine_tune_epochs=settings.fine_tune_epochs,
             seed=settings.seed,
         )
-        return Card(front_end=self.front_end, threshold=threshold, training=training)
+        return Card(
+            front_end=self.front_end,
+            threshold=threshold,
+            goal=None if self.goal == Goal() else str(self.goal),
+            training=training,
+        )
 
     def exported(self, model, threshold: float) -> bytes:
         """The .tflite of a quantized model."""
@@ -260,10 +266,26 @@ class Job:
         found = self.tuned(self.winner)
         return found.model, found.history
 
+    @property
+    def goal(self) -> Goal:
+        """What the decision threshold of the winner is for: as last asked for in this folder."""
+        stored = self.folder / GOAL
+        return Goal.load(stored) if stored.exists() else Goal()
+
     @cached_property
     def threshold(self) -> float:
         """Decision threshold of the winner, from the validation windows."""
-        return self.split.threshold(self.fine_tuned[0])
+        return self.threshold_for(self.goal)
+
+    def threshold_for(self, goal: Goal) -> float:
+        """Threshold of the winner that reaches a goal on the validation windows."""
+        found = self.probabilities(self.fine_tuned[0], "validation")
+        return goals.threshold(goal, self.windows_of("validation"), found, self.front_end)
+
+    def false_alarms(self, part: str, probability: np.ndarray) -> goals.FalseAlarms:
+        """False alarms of the winner, by its probabilities of a part's windows."""
+        quiet = goals.Quiet(self.windows_of(part), self.front_end)
+        return quiet.alarms(probability, self.threshold)
 
     @cached_property
     def export_settings(self) -> ExportSettings:

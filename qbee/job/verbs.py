@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,7 +23,7 @@ from qbee.job.settings import (
     default_space,
     digest,
 )
-from qbee.job.stages import Job
+from qbee.job.stages import CHOSEN, GOAL, REPORTS, Job
 from qbee.job.watcher import Watcher
 from qbee.models import registry
 from qbee.quantize import fold
@@ -35,6 +36,7 @@ from qbee.search.space import SearchSpace
 from qbee.search.strategy import check_objectives
 from qbee.search.trial import Trial
 from qbee.train import metrics
+from qbee.train.goals import Goal
 
 R = TypeVar("R", bound=Record)
 SEARCH_ARGUMENTS = {*SearchSettings.model_fields, "workers", "logs"}
@@ -44,7 +46,7 @@ DEMO_FOLDS, DEMO_RECORDINGS_PER_LOCATION = 4, 10
 
 
 def begun(
-    labels: Path,
+    labels: Path | Sequence[Path],
     model: str,
     out: Path,
     *,
@@ -67,7 +69,7 @@ def begun(
 
     Parameters
     ----------
-    labels : Path
+    labels : Path or several
         table of labelled segments, or a folder of tables; recordings are relative to it.
     model : str
         name of a float model.
@@ -88,9 +90,11 @@ def begun(
     QbeeError
         with one line, if anything about the input is wrong.
     """
+    several = [labels] if isinstance(labels, str | Path) else labels
+    tables = [Path(table).resolve() for table in several]
     given = {
-        "labels": str(Path(labels).resolve()),
-        "labels_sha256": digest(labels),
+        "labels": [str(table) for table in tables],
+        "labels_sha256": digest(tables),
         "model": registry.check(model),
         "front_end": {"standardize": standardize},
         "space": default_space() if space is None else SearchSpace.load(space),
@@ -185,7 +189,7 @@ def resumed(out: Path, watcher: Watcher | None = None, *, store: str | None = No
     return Job(Path(out), JobSettings.load(path), watcher, store=store)
 
 
-def train(labels: Path, model: str, out: Path, **settings) -> Job:
+def train(labels: Path | Sequence[Path], model: str, out: Path, **settings) -> Job:
     """Read the recordings and train the float model; arguments as of ``run``."""
     job = begun(labels, model, out, **settings)
     _train(job)
@@ -239,16 +243,58 @@ def verify(out: Path, *, watcher: Watcher | None = None) -> dict[str, Any]:
     return _verify(resumed(out, watcher))
 
 
-def run(labels: Path, model: str, out: Path, **settings) -> dict[str, Any]:
+def run(
+    labels: Path | Sequence[Path],
+    model: str,
+    out: Path,
+    *,
+    goal: Goal | None = None,
+    **settings,
+) -> dict[str, Any]:
     """Do the whole job and give its results; an interrupted one continues where it stopped.
 
     Takes the keyword arguments of ``begun``, such as ``epochs``, ``seed`` and ``on_error``, and
     those of ``search``, such as ``trials`` and ``workers``.
+
+    Parameters
+    ----------
+    goal : of the decision threshold; without it as last asked for, and at first the highest F1
     """
     of_search = {name: settings.pop(name) for name in SEARCH_ARGUMENTS & settings.keys()}
     workers, logs = of_search.pop("workers", 1), of_search.pop("logs", None)
     job = begun(labels, model, out, **settings)
+    keep_goal(job, goal)
     return _finished(job, asked(job, of_search, workers=workers), workers=workers, logs=logs)
+
+
+def keep_goal(job: Job, goal: Goal | None) -> None:
+    """Keep what the decision threshold is for; results of another goal do not stay."""
+    if goal is None or goal == job.goal:
+        return
+    for name in REPORTS:
+        (job.folder / name).unlink(missing_ok=True)
+    goal.save(job.folder / GOAL)
+
+
+def choose_threshold(out: Path, goal: Goal, *, watcher: Watcher | None = None) -> dict[str, Any]:
+    """Choose the threshold of a finished job anew, and export and verify it with that.
+
+    Raises
+    ------
+    ModelFileError
+        if the job is not finished.
+    DataError
+        if no threshold reaches the goal on the validation windows; all stays as it was.
+    """
+    job = resumed(out, watcher)
+    if not (job.work / CHOSEN).exists():
+        raise ModelFileError(f"{out}: this job is not finished; continue it with 'search'")
+    job.threshold_for(goal)
+    keep_goal(job, goal)
+    if (job.folder / results.FILE).exists():
+        return read_json(job.folder / results.FILE)
+    _export(job)
+    return _verify(job)
 
 
 def demo(out: Path, **settings) -> dict[str, Any]:

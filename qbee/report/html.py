@@ -67,7 +67,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(score=_score, count=_count, ratio=_ratio)
+    environment.filters.update(score=_score, count=_count, ratio=_ratio, decimal=_decimal)
     source = resources.files("qbee.report").joinpath("template.html")
     return environment.from_string(source.read_text(encoding="utf-8"))
 
@@ -82,6 +82,10 @@ def _score(value: float | None) -> str:
 
 def _count(value: float | None) -> str:
     return NONE if _is_missing(value) else f"{value:,.0f}"
+
+
+def _decimal(value: float | None) -> str:
+    return NONE if _is_missing(value) else f"{value:.2f}"
 
 
 def _ratio(value: float | None) -> str:

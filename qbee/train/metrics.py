@@ -82,19 +82,30 @@ def cross_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(np.logaddexp(0, margins(logits) * np.where(labels, -1, 1)).mean())
 
 
-def _f1_by_cut(labels: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Thresholds that split the scores differently, and the F1 of each.
+def _cuts(probability: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Thresholds in logits, falling; order of the scores; and which of the ordered are the last.
 
     A threshold lies in the middle, in logits, of the gap between two scores.
     """
     bounded = np.clip(np.asarray(probability, np.float64), PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
     order = np.argsort(-bounded, kind="stable")
     logit = np.log(bounded / (1 - bounded))[order]
-    f1 = 2 * np.cumsum(labels[order]) / (np.arange(1, len(order) + 1) + labels.sum())
     below = np.append(logit[1:], logit[-1] - 2)
     # A cut inside a run of equal scores is no threshold; the one below all scores always is.
     is_cut = np.append(logit[:-1] - below[:-1] > 1e-9, True)
-    return ((logit + below) / 2)[is_cut], f1[is_cut]
+    return ((logit + below) / 2)[is_cut], order, is_cut
+
+
+def cuts(probability: np.ndarray) -> list[float]:
+    """Thresholds that split the scores differently, falling; the last is 0, which all reach."""
+    return [*sigmoid(_cuts(probability)[0][:-1]).tolist(), 0.0]
+
+
+def _f1_by_cut(labels: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Thresholds in logits that split the scores differently, and the F1 of each."""
+    found, order, is_cut = _cuts(probability)
+    f1 = 2 * np.cumsum(labels[order]) / (np.arange(1, len(order) + 1) + labels.sum())
+    return found, f1[is_cut]
 
 
 def best_threshold(labels: np.ndarray, probability: np.ndarray) -> float:

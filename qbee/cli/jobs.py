@@ -219,9 +219,10 @@ def threshold(
     with Terminal() as watcher:
         results = verbs.choose_threshold(folder, goals.parse(goal), watcher=watcher)
     winner = results["winner"]
+    print_line(f"Threshold {results['threshold']:.4f} for {results['goal']} on validation windows.")
     print_line(
-        f"Threshold {results['threshold']:.4f} for {results['goal']} on validation windows. On test "
-        f"windows: precision {percent(winner['precision'])}, recall {percent(winner['recall'])}."
+        f"On {winner['windows']} test windows, {winner['positives']} with buzz: "
+        f"precision {percent(winner['precision'])}, recall {percent(winner['recall'])}."
     )
     print_alarms(results)
 

@@ -1,7 +1,7 @@
 """From field recordings to a bee-buzz detector on a microcontroller.
 
 The verbs: ``synth``, ``mix``, ``build``, ``train``, ``search``, ``export``, ``verify``, ``run``,
-``demo``, ``evaluate`` and ``detect``. Each is imported when first used, so that ``import qbee``
+``demo``, ``evaluate``, ``detect`` and ``review``. Each is imported when first used, so that ``import qbee``
 is quick and does not load TensorFlow.
 """
 
@@ -18,6 +18,7 @@ _VERBS = {
     "build": ("qbee.models.registry", "build"),
     "evaluate": ("qbee.detector", "evaluate"),
     "detect": ("qbee.field.detecting", "detect"),
+    "review": ("qbee.field.reviewing", "review"),
     "demo": ("qbee.job.verbs", "demo"),
     "run": ("qbee.job.verbs", "run"),
     "train": ("qbee.job.verbs", "train"),

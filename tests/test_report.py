@@ -124,7 +124,7 @@ def test_page_states_what_was_measured(write_page, figure):
     for statement in (
         "F1 0.901 in 15,000 bytes",
         "54,321",
-        "for precision>=0.9 on validation windows",
+        "for precision&gt;=0.9 on validation windows",
         "validation 4 recordings without buzz 0.50 7 14.00",
         "stretches without buzz of 0 recordings",
         "numpy == Keras == TFLite Micro on 431 windows: 0 mismatches",

@@ -66,6 +66,7 @@ def item(number, **changes):
     return replace(usual, **changes)
 
 
+COMMAND = "qbee run --labels 'a $& b.csv' --labels {labels} --model beenet3 --out retrained"
 ITEMS = [item(number) for number in range(6)]
 
 
@@ -79,7 +80,9 @@ def write_page(tmp_path):
             clip = path.parent / each.clip
             clip.parent.mkdir(parents=True, exist_ok=True)
             clip.write_bytes(each.audio)
-        review_page.write(items, path, front_end=front_end, threshold=0.5, model=model)
+        review_page.write(
+            items, path, front_end=front_end, threshold=0.5, model=model, train_command=COMMAND
+        )
         return path
 
     return write
@@ -206,7 +209,12 @@ def test_a_window_that_cannot_be_shown_is_refused(tmp_path, changes):
     path = tmp_path / "review.html"
     with pytest.raises(ParameterError, match=wanted):
         review_page.write(
-            [item(0, **changes)], path, front_end=FRONT_END, threshold=0.5, model="beenet3"
+            [item(0, **changes)],
+            path,
+            front_end=FRONT_END,
+            threshold=0.5,
+            model="m",
+            train_command=COMMAND,
         )
     assert not path.exists()
 
@@ -214,7 +222,12 @@ def test_a_window_that_cannot_be_shown_is_refused(tmp_path, changes):
 def test_a_page_without_windows_is_refused(tmp_path):
     with pytest.raises(ParameterError, match="at least one window"):
         review_page.write(
-            [], tmp_path / "review.html", front_end=FRONT_END, threshold=0.5, model="beenet3"
+            [],
+            tmp_path / "review.html",
+            front_end=FRONT_END,
+            threshold=0.5,
+            model="m",
+            train_command=COMMAND,
         )
 
 

@@ -1,4 +1,4 @@
-"""Commands for field use: detect."""
+"""Commands for field use: detect and review."""
 
 from __future__ import annotations
 
@@ -81,6 +81,23 @@ def detect(
     print_summary(found, out)
     if found.left_out or found.used_partly:
         raise typer.Exit(1)
+
+
+@app.command()
+def review(
+    detection: Annotated[Path, typer.Argument(help="Folder that 'qbee detect' wrote.")],
+    out: Out,
+    top: Annotated[int, typer.Option(min=0, help="Surest buzzes.")] = 30,
+    uncertain: Annotated[int, typer.Option(min=0, help="Windows nearest to the threshold.")] = 40,
+    bottom: Annotated[int, typer.Option(min=0, help="Windows that surely have no buzz.")] = 30,
+) -> None:
+    """Make a page to listen to windows of a detection and correct them, for training again."""
+    from qbee.field.reviewing import review as verb
+
+    with Terminal() as watcher:
+        page = verb(detection, out, top=top, uncertain=uncertain, bottom=bottom, watcher=watcher)
+    print_line(f"Page: {page}")
+    print_line(f"Save its labels.csv into {out}, and train again with the command it shows.")
 
 
 def print_summary(found: Summary, out: Path) -> None:

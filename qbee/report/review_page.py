@@ -56,7 +56,13 @@ class ReviewItem:
 
 
 def write(
-    items: Sequence[ReviewItem], path: Path, *, front_end: FrontEnd, threshold: float, model: str
+    items: Sequence[ReviewItem],
+    path: Path,
+    *,
+    front_end: FrontEnd,
+    threshold: float,
+    model: str,
+    train_command: str,
 ) -> None:
     """Write the page as one HTML file that loads nothing from elsewhere.
 
@@ -68,6 +74,7 @@ def write(
     items : shown by group (top, uncertain, bottom), inside a group in the order given
     threshold : probability from which on the detector says buzz
     model : name of the detector, for the title
+    train_command : command that takes the labels, in place of ``{labels}``
 
     Raises
     ------
@@ -84,6 +91,7 @@ def write(
     content = {
         "model": model,
         "threshold": threshold,
+        "train_command": train_command,
         "axes": _axes(front_end),
         "items": [_entry(i, scale, threshold) for i, scale in zip(ordered, scales, strict=True)],
     }

@@ -1,8 +1,8 @@
 """From field recordings to a bee-buzz detector on a microcontroller.
 
 The verbs: ``synth``, ``mix``, ``build``, ``train``, ``search``, ``export``, ``verify``, ``run``,
-``demo``, ``evaluate``, ``detect`` and ``review``. Each is imported when first used, so that ``import qbee``
-is quick and does not load TensorFlow.
+``demo``, ``evaluate``, ``detect`` and ``review``. Each is imported when first used, so that
+``import qbee`` is quick and does not load TensorFlow.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from browser import Reader, installed, options
+from selenium import webdriver
 
 from qbee.audio import synth
 
@@ -38,3 +40,14 @@ def finished_job(tmp_path_factory, recordings) -> Path:
     out = tmp_path_factory.mktemp("finished")
     qbee("run", "--labels", recordings, "--out", out, *SMALL_JOB)
     return out
+
+
+@pytest.fixture
+def reader(tmp_path):
+    """A person with a browser that ends with the test."""
+    browser = installed("chromium", "chromium-browser", "google-chrome")
+    service = webdriver.ChromeService(executable_path=installed("chromedriver"))
+    downloads = tmp_path / "downloads"
+    driver = webdriver.Chrome(options=options(browser, downloads), service=service)
+    yield Reader(driver, downloads)
+    driver.quit()

@@ -12,11 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-from selenium import webdriver
-from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 
 from qbee.data import labels
 from qbee.errors import ParameterError
@@ -66,7 +62,10 @@ def item(number, **changes):
     return replace(usual, **changes)
 
 
-COMMAND = "qbee run --labels 'a $& b.csv' --labels {labels} --model beenet3 --out retrained"
+SHOWN = {
+    "threshold": 0.5,
+    "train_command": "qbee run --labels 'a $& b.csv' --labels {labels} --model beenet3 --out new",
+}
 ITEMS = [item(number) for number in range(6)]
 
 
@@ -80,9 +79,7 @@ def write_page(tmp_path):
             clip = path.parent / each.clip
             clip.parent.mkdir(parents=True, exist_ok=True)
             clip.write_bytes(each.audio)
-        review_page.write(
-            items, path, front_end=front_end, threshold=0.5, model=model, train_command=COMMAND
-        )
+        review_page.write(items, path, front_end=front_end, model=model, **SHOWN)
         return path
 
     return write
@@ -212,9 +209,8 @@ def test_a_window_that_cannot_be_shown_is_refused(tmp_path, changes):
             [item(0, **changes)],
             path,
             front_end=FRONT_END,
-            threshold=0.5,
             model="m",
-            train_command=COMMAND,
+            **SHOWN,
         )
     assert not path.exists()
 
@@ -225,86 +221,12 @@ def test_a_page_without_windows_is_refused(tmp_path):
             [],
             tmp_path / "review.html",
             front_end=FRONT_END,
-            threshold=0.5,
             model="m",
-            train_command=COMMAND,
+            **SHOWN,
         )
 
 
 # In a browser
-
-
-def installed(*names):
-    """Path of the first of several programs that is installed, or a skip."""
-    found = next(filter(None, map(shutil.which, names)), None)
-    return found or pytest.skip(f"{names[0]} is not installed")
-
-
-def options(browser, downloads):
-    """Settings of a browser that runs as root, in a container, without a screen."""
-    chosen = webdriver.ChromeOptions()
-    chosen.binary_location = browser
-    flags = "--headless=new --no-sandbox --disable-dev-shm-usage --disable-gpu"
-    for flag in (*flags.split(), "--window-size=1280,800"):
-        chosen.add_argument(flag)
-    chosen.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chosen.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    return chosen
-
-
-class Reader:
-    """A person at the browser."""
-
-    def __init__(self, browser, downloads):
-        self.browser, self.downloads = browser, downloads
-
-    def open(self, path):
-        self.browser.get(path.as_uri())
-
-    def press(self, *keys):
-        ActionChains(self.browser).send_keys(*keys).perform()
-
-    def click(self, selector):
-        self.browser.find_element(By.CSS_SELECTOR, selector).click()
-
-    def text(self, name):
-        return self.browser.find_element(By.ID, name).text
-
-    def sound(self, field):
-        return self.browser.execute_script(f"return document.getElementById('audio').{field}")
-
-    def ask(self, expression):
-        return self.browser.execute_script(f"return {expression}")
-
-    def wait(self, condition):
-        return WebDriverWait(self.browser, 20, poll_frequency=0.02).until(lambda _: condition())
-
-    def answers(self):
-        """Answers as the film shows them to a screen reader."""
-        cells = self.browser.find_elements(By.CLASS_NAME, "cell")
-        spoken = [cell.get_attribute("aria-label").rpartition(", ")[2] for cell in cells]
-        return [text.removeprefix("your answer: ") for text in spoken]
-
-    def would_warn(self):
-        """Whether leaving the page would be warned of."""
-        return self.ask("!dispatchEvent(new Event('beforeunload', { cancelable: true }))")
-
-    def saved_table(self):
-        """Path of the table, when the browser has finished writing it."""
-        path = self.downloads / "labels.csv"
-        self.wait(path.exists)
-        return path
-
-
-@pytest.fixture
-def reader(tmp_path):
-    """A person with a browser that ends with the test."""
-    browser = installed("chromium", "chromium-browser", "google-chrome")
-    service = webdriver.ChromeService(executable_path=installed("chromedriver"))
-    downloads = tmp_path / "downloads"
-    driver = webdriver.Chrome(options=options(browser, downloads), service=service)
-    yield Reader(driver, downloads)
-    driver.quit()
 
 
 def test_answers_by_keyboard_survive_a_reload_and_become_labels(reader, write_page):

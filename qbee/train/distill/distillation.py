@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, SerializeAsAny, field_validator
 
 from qbee.errors import ParameterError
-from qbee.keras import tf
+from qbee.keras import keras, tf
 from qbee.records import Record
 from qbee.train.distill import maps, methods
 from qbee.train.distill.methods import Method, Seen
@@ -41,12 +41,23 @@ class DistillSettings(Record):
         )
 
 
+def _gives_probabilities(model) -> bool:
+    """Whether a functional model ends with a softmax or sigmoid."""
+    last = model.layers[-1]
+    activation = getattr(last, "activation", None)
+    ends = (keras.activations.softmax, keras.activations.sigmoid)
+    return isinstance(last, keras.layers.Softmax) or activation in ends
+
+
 def _check(student, teacher) -> None:
     """Raise ParameterError unless the teacher can teach the student."""
     for what in ("input_shape", "output_shape"):
         found, wanted = getattr(student, what), getattr(teacher, what)
         if found != wanted:
             raise ParameterError(f"{what}={found} of the student must be the teacher's {wanted}")
+    for model in (student, teacher):
+        if _gives_probabilities(model):
+            raise ParameterError(f"model={model.name!r} must give logits, not probabilities")
     if {id(v) for v in student.variables} & {id(v) for v in teacher.variables}:
         raise ParameterError(f"teacher={teacher.name!r} must not share weights with the student")
 
@@ -66,7 +77,8 @@ class Distillation:
     Raises
     ------
     ParameterError
-        if inputs or classes differ, weights are shared, or layers have no maps to compare.
+        if inputs or classes differ, outputs are no logits, weights are shared, or layers have no
+        maps to compare.
     """
 
     def __init__(self, student, teacher, settings: DistillSettings, *, seed: int):

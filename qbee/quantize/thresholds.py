@@ -25,10 +25,9 @@ from qbee.quantize.scheme import Scheme
 from qbee.quantize.sharing import OneStep
 from qbee.quantize.student import Student
 from qbee.records import Record
+from qbee.train.distill import losses
 
 PREDICT_INPUTS = 256
-# The root of the mean squared error has no gradient at 0.
-LEAST_SQUARED_ERROR = 1e-30
 
 
 class FatSettings(Record):
@@ -89,7 +88,7 @@ class Training:
         """One step down the RMSE of the logits (FAT, eq. 25)."""
         variables = self.student.variables
         with tf.GradientTape() as tape:
-            loss = tf.sqrt(tf.maximum(self._squared_error(x, wanted), LEAST_SQUARED_ERROR))
+            loss = losses.rmse(self.student.logits(x), wanted)
         gradients = tape.gradient(loss, variables)
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
 

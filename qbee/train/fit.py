@@ -17,6 +17,7 @@ from qbee.keras import keras, tf
 from qbee.records import FrontEnd, Record
 from qbee.train import metrics, schedule, weights
 from qbee.train.augment import Augmentation, augment
+from qbee.train.objective import CrossEntropy, Objective
 
 Progress = Callable[[int, int, str], None]
 
@@ -116,21 +117,24 @@ class Trainer:
     ----------
     model : Keras model or ``Supernet``
     clip_value : of gradients
+    objective : what the steps go down; without it, the cross-entropy with the labels
     """
 
-    def __init__(self, model, *, clip_value: float):
-        self.model, self.variables = model, model.trainable_variables
+    def __init__(self, model, *, clip_value: float, objective: Objective | None = None):
+        self.model, self.objective = model, objective or CrossEntropy()
+        self.variables = [*model.trainable_variables, *self.objective.variables]
         self.optimizer = keras.optimizers.Adam(clipvalue=clip_value)
         self.optimizer.build(self.variables)
         self._step = tf.function(self._stepped)
 
     def _stepped(self, inputs, labels, class_weights):
-        """One step down; the mean weighted cross-entropy before it."""
+        """One step down; the loss before it."""
         with tf.GradientTape() as tape:
-            logits = self.model(inputs, training=True)
-            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            loss = tf.reduce_mean(loss * tf.gather(class_weights, labels))
-        gradients = tape.gradient(loss, self.variables)
+            loss = self.objective.loss(self.model, inputs, labels, class_weights)
+        # An objective may leave layers out, as hints do with those after the hint.
+        gradients = tape.gradient(
+            loss, self.variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
         self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
         return loss
 
@@ -184,24 +188,30 @@ class Trainer:
 class _Run:
     """State of a training run that is saved after every epoch."""
 
-    def __init__(self, model, optimizer, checkpoint: Path | None):
-        self.model, self.optimizer, self.checkpoint = model, optimizer, checkpoint
+    def __init__(self, trainer: Trainer, checkpoint: Path | None):
+        self.model, self.checkpoint = trainer.model, checkpoint
+        # Under the prefixes of their names in the file.
+        self.variables = {
+            "optimizer_": trainer.optimizer.variables,
+            "objective_": trainer.objective.variables,
+        }
         self.history: list[Epoch] = []
-        self.best = model.get_weights()
+        self.best = self.model.get_weights()
         if checkpoint is not None and checkpoint.exists():
             self._restore(checkpoint)
 
     def _restore(self, checkpoint: Path) -> None:
         stored, values = arrays.load(checkpoint)
         self.history = [Epoch(**entry) for entry in values["history"]]
-        groups = [
-            weights.from_arrays({k[len(p) :]: v for k, v in stored.items() if k.startswith(p)})
-            for p in ("now_", "best_", "optimizer_")
-        ]
-        now, self.best, state = groups
-        self.model.set_weights(now)
-        for variable, value in zip(self.optimizer.variables, state, strict=True):
-            variable.assign(value)
+        groups = {
+            p: weights.from_arrays({k[len(p) :]: v for k, v in stored.items() if k.startswith(p)})
+            for p in ("now_", "best_", *self.variables)
+        }
+        self.best = groups["best_"]
+        self.model.set_weights(groups["now_"])
+        for prefix, variables in self.variables.items():
+            for variable, value in zip(variables, groups[prefix], strict=True):
+                variable.assign(value)
 
     def add(self, epoch: Epoch) -> None:
         """Append an epoch, keep its weights if it is the best so far, save everything."""
@@ -211,10 +221,12 @@ class _Run:
             self.best = now
         if self.checkpoint is None:
             return
-        state = [v.numpy() for v in self.optimizer.variables]
+        groups = {"now_": now, "best_": self.best} | {
+            prefix: [v.numpy() for v in variables] for prefix, variables in self.variables.items()
+        }
         stored = {
             prefix + name: array
-            for prefix, group in (("now_", now), ("best_", self.best), ("optimizer_", state))
+            for prefix, group in groups.items()
             for name, array in weights.to_arrays(group).items()
         }
         entries = [asdict(entry) for entry in self.history]
@@ -234,6 +246,7 @@ def fit(
     validation: Sequence[int],
     settings: TrainSettings,
     seed: int,
+    objective: Objective | None = None,
     checkpoint: Path | None = None,
     on_progress: Progress | None = None,
 ) -> list[Epoch]:
@@ -242,6 +255,8 @@ def fit(
     Parameters
     ----------
     train, validation : indices into ``examples``
+    objective : Objective, optional
+        what is trained for, such as a distillation; otherwise the labels.
     checkpoint : Path, optional
         file that holds the state after every finished epoch; if it exists, training continues
         from it and ends with the same weights as an undisturbed run.
@@ -253,8 +268,8 @@ def fit(
         if the training windows have one class only.
     """
     indices = np.asarray(train, int)
-    trainer = Trainer(model, clip_value=settings.clip_value)
-    run = _Run(model, trainer.optimizer, checkpoint)
+    trainer = Trainer(model, clip_value=settings.clip_value, objective=objective)
+    run = _Run(trainer, checkpoint)
     while len(run.history) < settings.epochs and not _has_stalled(run.history, settings):
         number = len(run.history)
         loss = trainer.epoch(examples, indices, settings, number, seed, on_progress)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from pydantic import Field
 
 from qbee.keras import keras
 from qbee.prune.kept import Kept
-from qbee.prune.method import Pruned, Task, cut, register
+from qbee.prune.method import Pruned, Task, cut, parameters, register
 from qbee.prune.network import Network, network_of
 from qbee.prune.selection import Scores, by_ratio
 from qbee.records import Record
@@ -58,7 +60,7 @@ class GlobalL1(Record):
 class MagnitudeInSteps(Record):
     """Prune a trained model, retrain it, and so on (Han et al., 2015, on channels).
 
-    Every step leaves the same share of the parameters that it finds.
+    Every step is to leave the same share of the parameters that it finds.
     """
 
     steps: int = Field(3, ge=1)
@@ -66,9 +68,11 @@ class MagnitudeInSteps(Record):
     def prune(self, model, task: Task) -> Pruned:
         """Smaller model, retrained after every step with its best epoch on the validation."""
         data, found = task.required_data(), cut(model, Kept())
-        ratio = 1 - (1 - task.ratio) ** (1 / self.steps)
         for step in range(self.steps):
-            smaller = GlobalL1().prune(found.model, Task(ratio, task.seed))
+            left = (1 - task.ratio) ** ((step + 1) / self.steps)
+            # Relative to what is there, so that rounding to channels does not add up.
+            left *= math.sqrt(parameters(model) / parameters(found.model))
+            smaller = GlobalL1().prune(found.model, Task(max(1 - left, 0.0), task.seed))
             fit(
                 smaller.model,
                 data.examples,

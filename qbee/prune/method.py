@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,15 +34,21 @@ class Data:
         return self.examples.inputs(order[:count])
 
 
+def parameters(model) -> int:
+    """Trainable parameters of a Keras model."""
+    return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+
+
 @dataclass(frozen=True)
 class Task:
     """How far to prune, and with what.
 
     Attributes
     ----------
-    ratio : p in [0, 1): trainable parameters (of NetAdapt: costs) become (1 - p)^2 of the whole
+    ratio : p in [0, 1): the trainable parameters become (1 - p)^2 of the whole
     data : needed by all methods but ``global_l1``
     settings : of every training inside a method; not of the fine-tuning after it
+    cost : of a Keras model, what NetAdapt lowers instead of the parameters: bytes, arena, ...
 
     Raises
     ------
@@ -54,6 +60,7 @@ class Task:
     seed: int
     data: Data | None = None
     settings: TrainSettings = FINE_TUNING
+    cost: Callable[[Any], float] = parameters
 
     def __post_init__(self):
         check_ratio(self.ratio)

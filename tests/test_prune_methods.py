@@ -74,11 +74,15 @@ def poisoned(data):
     return Data(examples, data.train, data.validation)
 
 
+# Fewer steps than by default, which are tested below.
+QUICKER = {"netadapt": {"step": 0.3}, "cyclical": {"cycles": 1}}
+
+
 @pytest.mark.parametrize("name", methods.names())
 def test_every_method_leaves_the_share_of_parameters_and_the_given_model(name, model, poisoned):
     before = [w.copy() for w in model.get_weights()]
     task = Task(0.3, seed=4, data=poisoned, settings=SETTINGS)
-    found = methods.get(name)().prune(model, task)
+    found = methods.get(name)(**QUICKER.get(name, {})).prune(model, task)
     network = network_of(model)
     # As close as whole channels of this small model allow.
     channel = parameters(model) - network.parameters({"stem": 7})
@@ -247,6 +251,19 @@ def test_netadapt_reaches_a_budget_of_any_cost(model, data):
     assert 0.9 * budget < map_elements(found.model) <= budget
 
 
+def test_netadapt_lowers_two_equal_peaks_together(model, data):
+    """A single group cannot: the cost is the largest map, and two groups have maps as large."""
+
+    def largest_map(found):
+        return max(int(np.prod(layer.output_shape[1:])) for layer in found.layers[1:])
+
+    even = pruned(model, Kept(channels={"expand": tuple(range(8))}))
+    assert largest_map(even) == 8 * 8 * 8
+    task = Task(0.0, seed=0, data=data, settings=SETTINGS, cost=largest_map)
+    found = NetAdapt(at_most=8 * 8 * 6, step=0.5).prune(even, task)
+    assert found.kept.counts == {"stem": 6, "expand": 6}
+
+
 def test_netadapt_stays_within_a_budget_and_close_to_it(model, data):
     costs = []
 
@@ -255,8 +272,9 @@ def test_netadapt_stays_within_a_budget_and_close_to_it(model, data):
         return costs[-1]
 
     task = Task(0.3, seed=0, data=data, settings=SETTINGS, cost=cost)
-    found = NetAdapt(step=0.2).prune(model, task)
-    assert 0.44 < parameters(found.model) / parameters(model) <= 0.49
+    found = NetAdapt(step=0.3).prune(model, task)
+    # A channel of the sum has an eighth of the parameters.
+    assert 0.49 - 1 / 8 < parameters(found.model) / parameters(model) <= 0.49
     assert parameters(found.model) in costs
 
 
@@ -278,7 +296,9 @@ def test_netadapt_keeps_the_proposal_of_highest_f1(model, data, monkeypatch):
 
 def test_netadapt_names_a_cost_that_does_not_fall(model, data):
     task = Task(0.3, seed=0, data=data, settings=SETTINGS, cost=lambda found: 100)
-    with pytest.raises(ParameterError, match="no group can lower the cost from 100 to 90"):
+    with pytest.raises(
+        ParameterError, match="no channels can be pruned that lower the cost to 90 from 100"
+    ):
         NetAdapt().prune(model, task)
 
 
@@ -299,7 +319,7 @@ def test_regression_rebuilds_what_repeated_channels_made(data):
     assert sorted(channel % 5 for channel in found.kept.channels["inner"]) == list(range(5))
     x = data.examples.inputs(range(40, 60))
     wanted = model(x, training=False).numpy()
-    np.testing.assert_allclose(found.model(x, training=False), wanted, rtol=0.01)
+    np.testing.assert_allclose(found.model(x, training=False), wanted, atol=0.01)
     assert np.abs(cut(model, found.kept).model(x, training=False) - wanted).max() > 0.1
 
 
@@ -332,9 +352,11 @@ def test_a_path_that_ends_early_is_filled_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         chosen = lasso_choice(parts.T @ parts, parts.T @ parts[:, :3].sum(axis=1), 5)
-    assert len(chosen) == 5
-    assert {0, 1, 2, 3, 5} == set(chosen) | {0, 3}
-    assert 4 not in chosen
+    assert chosen == (0, 1, 2, 3, 5)
+
+
+def test_channels_that_contribute_nothing_are_chosen_from_the_first_on():
+    assert lasso_choice(np.zeros((4, 4)), np.zeros(4), 2) == (0, 1)
 
 
 def test_a_pruned_network_is_equal_in_keras_and_on_tflite_micro():

@@ -13,8 +13,8 @@ from qbee.records import Record
 
 # Keras takes the word 'relu6' to mean TensorFlow's function.
 _RELUS = (keras.activations.relu, tf.nn.relu, tf.nn.relu6)
-# Windows that go through the network at once.
-BATCH_WINDOWS = 32
+# Windows that go through the network at once; all their maps are in memory.
+BATCH_WINDOWS = 8
 
 
 def _is_relu(layer) -> bool:

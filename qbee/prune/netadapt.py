@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 from pydantic import Field
 
 from qbee.errors import ParameterError
@@ -17,6 +18,9 @@ from qbee.prune.surgery import pruned
 from qbee.records import Record
 from qbee.train.fit import Epoch, best_epoch, fit
 
+# Channels by group.
+Counts = Mapping[str, int]
+
 
 @register("netadapt")
 class NetAdapt(Record):
@@ -25,8 +29,8 @@ class NetAdapt(Record):
     Each iteration lowers ``task.cost`` by at least ``step`` of the original, the last one by what
     is missing. It does so in every group in turn, by as few channels as that takes, those of
     lowest L1 norm; every proposal is trained for ``epochs`` epochs of ``task.settings``, and the
-    one of highest validation F1 stays. A cost must not rise when a channel goes, and single groups
-    must be able to lower it: of a maximum of two equal things, as arenas may be, none can.
+    one of highest validation F1 stays. Where no single group is enough, as for an arena with two
+    equal peaks, all groups lose the same share. A cost must not rise when a channel goes.
 
     Attributes
     ----------
@@ -44,7 +48,7 @@ class NetAdapt(Record):
         Raises
         ------
         ParameterError
-            if no group can lower the cost by a step any more.
+            if the groups cannot lower the cost any more.
         """
         floors = {g: floor(n) for g, n in network_of(model).channels.items()}
         found, whole = cut(model, Kept()), task.cost(model)
@@ -57,20 +61,22 @@ class NetAdapt(Record):
             iteration, now = iteration + 1, task.cost(found.model)
         return found
 
-    def _step(
-        self, model, floors: dict[str, int], limit: float, task: Task, *, seed: int
-    ) -> Pruned:
+    def _step(self, model, floors: Counts, limit: float, task: Task, *, seed: int) -> Pruned:
         """The best trained proposal within a limit."""
-        tried = [
+        # One by one, as all trained proposals of a large network do not fit into memory.
+        tried = (
             (self._trained(proposal, task, seed), proposal)
             for proposal in _proposals(model, floors, limit, task)
-        ]
-        if not tried:
+        )
+        best_of = max(
+            tried, key=lambda t: (t[0].validation_f1, -t[0].validation_loss), default=None
+        )
+        if best_of is None:
             raise ParameterError(
-                f"no group can lower the cost from {task.cost(model):g} to {limit:g}: "
-                f"the target must be higher or the step smaller"
+                f"no channels can be pruned that lower the cost to {limit:g} "
+                f"from {task.cost(model):g}: the target must be higher"
             )
-        return max(tried, key=lambda t: (t[0].validation_f1, -t[0].validation_loss))[1]
+        return best_of[1]
 
     def _trained(self, proposal: Pruned, task: Task, seed: int) -> Epoch:
         """Train a proposal in place; its best epoch."""
@@ -86,21 +92,32 @@ class NetAdapt(Record):
         return best_epoch(history)
 
 
-def _proposals(model, floors: dict[str, int], limit: float, task: Task) -> Iterator[Pruned]:
-    """The model with as many channels of one group as a limit allows, for each group."""
-    scores = l1_scores(model)
-    for group, channels in network_of(model).channels.items():
+def _proposals(model, floors: Counts, limit: float, task: Task) -> Iterator[Pruned]:
+    """The widest models within a limit that lack channels of one group, or else of all."""
+    scores, channels = l1_scores(model), network_of(model).channels
+    narrowings = [
+        [{group: count} for count in range(whole - 1, floors[group] - 1, -1)]
+        for group, whole in channels.items()
+    ]
+    is_any = False
+    for narrowing in narrowings:
+        for proposal in _widest(model, scores, narrowing, limit, task):
+            is_any = True
+            yield proposal
+    if not is_any:
+        shares = np.arange(99, -1, -1) / 100
+        even = [{g: max(floors[g], round(s * n)) for g, n in channels.items()} for s in shares]
+        yield from _widest(model, scores, even, limit, task)
 
-        def fits(count: int, group: str = group) -> bool:
-            return task.cost(_narrower(model, scores, group, count).model) <= limit
 
-        counts = range(channels - 1, floors[group] - 1, -1)
-        place = bisect_left(counts, True, key=fits)
-        if place < len(counts):
-            yield _narrower(model, scores, group, counts[place])
+def _widest(
+    model, scores: Scores, narrowing: Sequence[Counts], limit: float, task: Task
+) -> Iterator[Pruned]:
+    """The first within a limit of ever narrower models, if there is one."""
 
+    def narrowed(counts: Counts) -> Pruned:
+        kept = Kept(channels={group: best(scores[group], n) for group, n in counts.items()})
+        return Pruned(pruned(model, kept), kept)
 
-def _narrower(model, scores: Scores, group: str, count: int) -> Pruned:
-    """The model with the ``count`` best channels of one group."""
-    kept = Kept(channels={group: best(scores[group], count)})
-    return Pruned(pruned(model, kept), kept)
+    fitting = bisect_left(narrowing, True, key=lambda c: task.cost(narrowed(c).model) <= limit)
+    yield from (narrowed(counts) for counts in narrowing[fitting : fitting + 1])

@@ -22,6 +22,8 @@ from qbee.records import Record
 # Pull of reconstructed weights towards the old ones, as a share of the mean square of what they
 # read; without it, kernels of more weights than samples have no unique solution.
 RIDGE = 1e-3
+# Windows that go through the network at once.
+BATCH_WINDOWS = 16
 
 
 @dataclass(frozen=True)
@@ -85,18 +87,18 @@ def lasso_choice(gram: np.ndarray, products: np.ndarray, count: int) -> tuple[in
     return tuple(sorted(int(i) for i in order))
 
 
-def _windows_patches(layer, maps: np.ndarray, channels: int) -> np.ndarray:
-    """What a layer multiplies with its kernel: [windows, positions, taps, channels]."""
+def _taps(layer, maps: np.ndarray, channels: int) -> np.ndarray:
+    """What a layer multiplies with its kernel: [positions, taps, channels] of one window."""
     if isinstance(layer, keras.layers.Conv2D):
         maps = tf.image.extract_patches(
-            maps,
+            maps[None],
             sizes=(1, *layer.kernel_size, 1),
             strides=(1, *layer.strides, 1),
             rates=(1, *layer.dilation_rate, 1),
             padding=layer.padding.upper(),
         ).numpy()
     taps = layer.kernel.shape.num_elements() // (channels * layer.kernel.shape[-1])
-    return maps.reshape(len(maps), -1, taps, channels)
+    return maps.reshape(-1, taps, channels)
 
 
 def _patches(model, layer, inputs: np.ndarray, channels: int, positions: int, seed) -> np.ndarray:
@@ -104,11 +106,12 @@ def _patches(model, layer, inputs: np.ndarray, channels: int, positions: int, se
     rng = np.random.default_rng(seed)
     before = keras.Model(model.inputs, layer.input)
     samples = []
-    # One by one, as the patches of a large map are many times its size.
-    for window in inputs:
-        found = _windows_patches(layer, before(window[None], training=False).numpy(), channels)[0]
-        chosen = rng.integers(len(found), size=min(positions, len(found)))
-        samples.append(found[chosen])
+    for start in range(0, len(inputs), BATCH_WINDOWS):
+        maps = before(inputs[start : start + BATCH_WINDOWS], training=False).numpy()
+        # Window by window, as the patches of a large map are many times its size.
+        for window in maps:
+            found = _taps(layer, window, channels)
+            samples.append(found[rng.integers(len(found), size=min(positions, len(found)))])
     return np.concatenate(samples).astype(np.float64)
 
 

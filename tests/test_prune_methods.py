@@ -157,6 +157,21 @@ def test_masked_weights_are_zero_in_a_cycle_and_may_return_in_the_next(model, da
     np.testing.assert_array_equal(last.get_layer("head").kernel.numpy()[rows], 0)
 
 
+@pytest.mark.parametrize("group", ["stem", "expand"])
+def test_the_mask_of_a_group_does_not_lower_the_scores_that_chose_it(model, group):
+    copy = pruned(model, Kept())
+    network = network_of(copy)
+    masks = cyclical._Masks(copy, network)
+    whole = {name: tuple(range(n)) for name, n in network.channels.items()}
+    masks.set(Kept(channels={**whole, group: (1, 2)}))
+    masks.apply()
+    (reader, *_) = network.consumers(group)
+    assert np.count_nonzero(np.abs(copy.get_layer(reader).kernel).sum((0, 1, 3))) == 2
+    chose, now = (l1_scores(m, with_readers=False)[group] for m in (model, copy))
+    np.testing.assert_array_equal(now, chose)
+    assert l1_scores(copy)[group][0] < l1_scores(model)[group][0]
+
+
 def test_the_ratio_of_a_cycle_rises_fast_at_first():
     ratios = cyclical._ratios(0.5, 5)
     assert ratios[0] == 0

@@ -84,7 +84,9 @@ def _cycle(trainer: Trainer, masks: _Masks, data: Data, task: Task, *, seed: int
     trainer.restart()
     train, kept = np.asarray(data.train, int), Kept()
     for number, ratio in enumerate(_ratios(task.ratio, task.settings.epochs)):
-        kept = by_ratio(masks.network, l1_scores(trainer.model), ratio)
+        # Masked slices of readers are zero: to score them would keep what is masked masked.
+        scores = l1_scores(trainer.model, with_readers=False)
+        kept = by_ratio(masks.network, scores, ratio)
         masks.set(kept)
         masks.apply()
         trainer.epoch(data.examples, train, task.settings, number, seed)

@@ -16,8 +16,8 @@ from qbee.records import Record
 from qbee.train.fit import fit
 
 
-def _norms(model, network: Network) -> dict[str, list[np.ndarray]]:
-    """L1 norm of each channel in each kernel that makes or reads it, and |gamma|, by group."""
+def _norms(model, network: Network, *, with_readers: bool) -> dict[str, list[np.ndarray]]:
+    """L1 norm of each channel in each kernel that makes (or reads) it, and |gamma|, by group."""
     found: dict[str, list[np.ndarray]] = {group: [] for group in network.channels}
     for weight in network.weights:
         layer = model.get_layer(weight.layer)
@@ -26,22 +26,23 @@ def _norms(model, network: Network) -> dict[str, list[np.ndarray]]:
             continue
         value = np.abs(layer.get_weights()[0])
         for i, axis in weight.axes.items():
-            if axis.group in found:
+            is_reader = network.targets[weight.layer].group != axis.group
+            if axis.group in found and (with_readers or not is_reader):
                 others = tuple(k for k in range(value.ndim) if k != i)
                 found[axis.group].append(axis.summed(value.sum(axis=others)))
     return found
 
 
-def l1_scores(model) -> Scores:
+def l1_scores(model, *, with_readers: bool = True) -> Scores:
     """Importance of each channel by group, with mean 1 in each group, as in torch-pruning.
 
     It is what ``MagnitudePruner`` with ``MagnitudeImportance(p=1)`` and its defaults takes
     (``group_reduction='mean'``, ``normalizer='mean'``): the L1 norm of the channel in every layer
     of its group (the filter that makes it, the depthwise filter, the gain of a batch norm, the
     slice of every kernel that reads it), averaged over these layers, and divided by the mean of
-    the group's channels.
+    the group's channels. Without readers, the kernels that make other channels of it are left out.
     """
-    norms = _norms(model, network_of(model))
+    norms = _norms(model, network_of(model), with_readers=with_readers)
     means = {group: np.mean(values, axis=0) for group, values in norms.items()}
     # A group of zeros has no worse and no better channels.
     return {group: mean / (mean.mean() or 1.0) for group, mean in means.items()}

@@ -89,6 +89,7 @@ def recording(name="a.wav", *, location="here", start=None, duration_s=60.0, rat
         uri=Path(f"/field/{location}/{name}").as_uri(),
         location=location,
         started_at=start and start.isoformat(),
+        zone=getattr(start and start.tzinfo, "key", None),
         size_bytes=1,
         modified_ns=1,
         sample_rate_hz=rate,

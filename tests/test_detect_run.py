@@ -1,6 +1,5 @@
 """A detection in a folder: continued, damaged, killed, and told in tables."""
 
-import os
 import struct
 import threading
 import time
@@ -231,7 +230,7 @@ def test_a_damaged_file_stops_the_run_that_is_asked_to(tmp_path, name):
     damaged(tmp_path / "all")
     bad = tmp_path / "field" / name
     bad.parent.mkdir()
-    os.replace(tmp_path / "all" / name, bad)
+    (tmp_path / "all" / name).replace(bad)
     # Also when it was heard before.
     for _ in range(2):
         with pytest.raises(AudioError, match=f"{name}: .*--on-error skip"):

@@ -14,6 +14,7 @@ STAGES = [
     ("data",),
     ("models",),
     ("train",),
+    ("prune",),
     ("quantize",),
     ("doctor",),
     ("runtime",),

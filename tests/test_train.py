@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from qbee import arrays
 from qbee.errors import DataError, ModelFileError
-from qbee.keras import keras, make_repeatable
+from qbee.keras import keras, make_repeatable, tf
 from qbee.records import FrontEnd
 from qbee.train import metrics, schedule, weights
 from qbee.train.augment import Augmentation
-from qbee.train.fit import Epoch, Examples, TrainSettings, best_epoch, fit, predict
+from qbee.train.fit import Epoch, Examples, Trainer, TrainSettings, best_epoch, fit, predict
 
 FRONT_END = FrontEnd(n_mels=16, n_frames=16)
 SETTINGS = TrainSettings(
@@ -75,6 +75,30 @@ def test_one_cycle_rises_from_a_25th_to_the_maximum_and_falls_to_almost_nothing(
     assert rates[-1] == pytest.approx(0.01 / 250_000)
     assert np.all(np.diff(rates[: peak + 1]) > 0)
     assert np.all(np.diff(rates[peak:]) < 0)
+
+
+def rates_of(settings, examples):
+    """Learning rate of each step of a training, as the hook after the step is told."""
+    model = small_model()
+    rates = tf.Variable(tf.zeros(2 * 40 // 8))
+    step = tf.Variable(0)
+
+    def remember(rate):
+        rates.scatter_update(tf.IndexedSlices(rate, step))
+        step.assign_add(1)
+
+    trainer = Trainer(model, clip_value=0.1, after_step=remember)
+    trainer.run(examples, train=TRAIN, settings=settings, seed=0)
+    assert step.numpy() == len(rates.numpy())
+    return rates.numpy()
+
+
+def test_a_constant_schedule_has_one_rate_and_the_default_is_one_cycle(examples):
+    settings = TrainSettings(epochs=2, batch_windows=8, max_rate=0.02)
+    expected = [schedule.one_cycle(i, total_steps=10, max_rate=0.02) for i in range(10)]
+    np.testing.assert_allclose(rates_of(settings, examples), expected, rtol=1e-6)
+    constant = settings.model_copy(update={"schedule": "constant"})
+    np.testing.assert_allclose(rates_of(constant, examples), 0.02, rtol=1e-6)
 
 
 def test_one_cycle_is_pytorchs_at_known_steps():

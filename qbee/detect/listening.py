@@ -39,13 +39,13 @@ def listen(
     path = recording.path
     try:
         problems = [_of_header(fault) for fault in faults.of_header(path)]
+        if any(problem.effect == "left_out" for problem in problems):
+            return Part.nothing(identity, tuple(problems))
         found = load.info(path, allow_cut=True)
     except AudioError as error:
         return Part.nothing(identity, (_unreadable(path, error, "unreadable", "left_out", 0.0),))
     if found.sample_rate_hz < 2 * front_end.fmax_hz:
-        problems.append(_low_rate(found.sample_rate_hz, front_end))
-    if any(problem.effect == "left_out" for problem in problems):
-        return Part.nothing(identity, tuple(problems))
+        return Part.nothing(identity, (*problems, _low_rate(found.sample_rate_hz, front_end)))
     heard = _Hearing(recording, skip_samples, front_end, found.sample_rate_hz)
     margins, damage = heard.margins(logits, on_progress)
     problems += damage

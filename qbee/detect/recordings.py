@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit
+from zoneinfo import ZoneInfo
 
 from qbee.audio import load
 from qbee.data import tables
@@ -27,12 +28,14 @@ class FieldRecording(Record):
     """A recording of a recorder in the field, as it was found.
 
     ``uri`` is its address (names of files need not be text). ``started_at`` is ISO 8601, with an
-    offset if the zone is known; the rate and the duration are None if it cannot be read.
+    offset if that is known, and ``zone`` the name of its time zone, if it has one. The rate and
+    the duration are None if it cannot be read.
     """
 
     uri: str
     location: str
     started_at: str | None
+    zone: str | None
     size_bytes: int
     modified_ns: int
     sample_rate_hz: int | None
@@ -50,8 +53,11 @@ class FieldRecording(Record):
 
     @property
     def start(self) -> datetime | None:
-        """When it began."""
-        return None if self.started_at is None else datetime.fromisoformat(self.started_at)
+        """When it began, in its time zone."""
+        if self.started_at is None:
+            return None
+        start = datetime.fromisoformat(self.started_at)
+        return start if self.zone is None else start.astimezone(clock.zone(self.zone))
 
     @property
     def order(self) -> tuple:
@@ -201,6 +207,7 @@ def inspect(path: Path, dating: Dating) -> FieldRecording:
         uri=path.as_uri(),
         location=dating.location_of(path),
         started_at=None if start is None else start.isoformat(),
+        zone=start.tzinfo.key if start and isinstance(start.tzinfo, ZoneInfo) else None,
         size_bytes=state.st_size,
         modified_ns=state.st_mtime_ns,
         sample_rate_hz=found.sample_rate_hz if found else None,

@@ -18,12 +18,16 @@ from qbee.records import FrontEnd, Record
 from qbee.train import metrics, schedule, weights
 from qbee.train.augment import Augmentation, augment
 from qbee.train.objective import CrossEntropy, Objective
+from qbee.train.schedule import Schedule
 
 Progress = Callable[[int, int, str], None]
+AfterStep = Callable[[tf.Variable], None]
 
 
 class TrainSettings(Record):
     """Training as in the bee paper: Adam, 1-cycle to ``max_rate``, clip by value, batch 64.
+
+    With the schedule 'constant', the rate is ``max_rate`` in all steps.
 
     An epoch visits every training window once, and windows again, each time with another
     augmentation, until it has ``epoch_windows``: on a few hundred windows an epoch would
@@ -34,6 +38,7 @@ class TrainSettings(Record):
     batch_windows: int = Field(64, ge=1)
     epoch_windows: int = Field(1, ge=1)
     max_rate: float = Field(1e-3, gt=0)
+    schedule: Schedule = "one_cycle"
     clip_value: float = Field(0.1, gt=0)
     balance_classes: bool = False
     stop_after_epochs: int | None = Field(None, ge=1)
@@ -118,11 +123,21 @@ class Trainer:
     model : Keras model or ``Supernet``
     clip_value : of gradients
     objective : what the steps go down; without it, the cross-entropy with the labels
+    after_step : callable (learning rate), optional
+        changes the model's variables after every step, in TensorFlow ops
     """
 
-    def __init__(self, model, *, clip_value: float, objective: Objective | None = None):
+    def __init__(
+        self,
+        model,
+        *,
+        clip_value: float,
+        objective: Objective | None = None,
+        after_step: AfterStep | None = None,
+    ):
         self.model, self.objective = model, objective or CrossEntropy()
         self.variables = [*model.trainable_variables, *self.objective.variables]
+        self.after_step = after_step
         self.optimizer = keras.optimizers.Adam(clipvalue=clip_value)
         self.optimizer.build(self.variables)
         self._step = tf.function(self._stepped)
@@ -136,6 +151,8 @@ class Trainer:
             loss, self.variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
         self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
+        if self.after_step is not None:
+            self.after_step(self.optimizer.learning_rate)
         return loss
 
     def restart(self) -> None:
@@ -169,7 +186,9 @@ class Trainer:
         batches = _batches(examples, train, settings, np.random.default_rng([seed, number]))
         for i, (inputs, targets) in enumerate(batches):
             done = number * per_epoch + i
-            rate = schedule.one_cycle(done, total_steps=total, max_rate=settings.max_rate)
+            rate = schedule.rate(
+                settings.schedule, done, total_steps=total, max_rate=settings.max_rate
+            )
             self.optimizer.learning_rate.assign(rate)
             losses.append(float(self._step(inputs, targets, class_weights)))
             if on_progress is not None:

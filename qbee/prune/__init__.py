@@ -1,0 +1,1 @@
+"""Structured pruning: trained float models made physically smaller."""

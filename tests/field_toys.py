@@ -69,7 +69,7 @@ class DeadlyEars:
         return Ears(FRONT_END, self._logits)
 
     def _logits(self, images):
-        if images.max() > 10:
+        if images.max() > 25:
             os.kill(os.getpid(), signal.SIGKILL)
         return loudness(images)
 

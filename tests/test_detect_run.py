@@ -219,7 +219,7 @@ def test_every_damage_is_found_and_told_and_all_that_can_be_used_is(tmp_path):
         for one in detection.listened
         if one.part.problems
     }
-    assert "ends at second 10" in reasons["cut.wav"]
+    assert "ends at second 9.99" in reasons["cut.wav"]
     assert "0 bytes" in reasons["empty.wav"]
     assert "15.000 s of data follow the 5.000 s" in reasons["short_header.wav"]
     assert "second 10.000 is nan" in reasons["nan.wav"]

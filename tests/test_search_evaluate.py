@@ -164,18 +164,13 @@ def test_another_metric_and_score_are_used_if_the_space_says_so(lab):
     assert lowest < found.metrics["auc"] < highest
 
 
-def test_the_error_of_f1_is_that_of_windows_decided_otherwise_than_by_the_float_network(lab):
+def test_the_change_of_the_loss_is_that_of_the_two_networks_on_the_same_windows(lab):
     validation, trial = GROUNDS[0], lab.trial(4, 4)
     labels = lab.examples.labels[list(validation)]
-    decisions = []
-    for logits in (
-        lab.logits_alone(trial.scheme, validation),
-        predict(lab.model, lab.examples, validation),
-    ):
-        found = metrics.probabilities(logits)
-        decisions.append(found >= metrics.best_threshold(labels, found))
-    expected = metrics.f1_difference_error(labels, *decisions)
-    assert lab.evaluator().measure(trial).f1_error == pytest.approx(expected, rel=1e-12)
+    found = lab.evaluator().measure(trial)
+    floats = metrics.cross_entropy(labels, predict(lab.model, lab.examples, validation))
+    assert found.loss_change == pytest.approx(found.metrics["loss"] - floats, rel=1e-9)
+    assert found.loss_change_error > 0
 
 
 def test_a_wide_scheme_learns_from_training(lab, evaluator):
@@ -218,8 +213,9 @@ def test_over_two_grounds_metrics_are_means_and_errors_those_of_a_mean(lab):
         # The mean of two floats is rounded once.
         expected = np.mean([part.metrics[name] for part in parts])
         assert value == pytest.approx(expected, rel=1e-15)
-    squares = sum(part.f1_error**2 for part in parts)
-    assert both.f1_error == pytest.approx(np.sqrt(squares) / 2, rel=1e-12)
+    assert both.loss_change == pytest.approx(np.mean([p.loss_change for p in parts]), rel=1e-12)
+    squares = sum(part.loss_change_error**2 for part in parts)
+    assert both.loss_change_error == pytest.approx(np.sqrt(squares) / 2, rel=1e-12)
     assert both.costs == parts[0].costs
 
 

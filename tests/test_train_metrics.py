@@ -104,22 +104,22 @@ def test_a_probability_is_the_sigmoid_of_the_margin_without_overflow():
     np.testing.assert_allclose(metrics.probabilities(logits), expected, rtol=0, atol=1e-15)
 
 
-def test_detectors_that_agree_have_no_error_in_their_difference():
-    labels = np.array([True, False, True, False])
-    found = np.array([True, True, False, False])
-    assert metrics.f1_difference_error(labels, found, found) == 0
-
-
-def test_the_error_of_a_difference_in_f1_is_that_of_resampled_windows():
+def test_the_error_of_a_change_in_cross_entropy_is_that_of_resampled_windows():
     rng = np.random.default_rng(0)
     labels = rng.random(2000) < 0.3
-    reference = labels ^ (rng.random(2000) < 0.1)
-    found = reference ^ (rng.random(2000) < 0.03)
+    reference = rng.standard_normal((2000, 2))
+    found = reference + 0.3 * rng.standard_normal((2000, 2))
     drawn = rng.integers(0, 2000, (400, 2000))
-    differences = [f1_of(labels[i], found[i]) - f1_of(labels[i], reference[i]) for i in drawn]
-    # 400 resamples know a standard deviation to 4 %; the delta method is of first order.
-    estimate = metrics.f1_difference_error(labels, found, reference)
-    assert estimate == pytest.approx(np.std(differences), rel=0.15)
+    changes = [
+        metrics.cross_entropy(labels[i], found[i]) - metrics.cross_entropy(labels[i], reference[i])
+        for i in drawn
+    ]
+    change, error = metrics.cross_entropy_change(labels, found, reference)
+    whole = metrics.cross_entropy(labels, found) - metrics.cross_entropy(labels, reference)
+    assert change == pytest.approx(whole, rel=1e-9)
+    # 400 resamples know a standard deviation to 4 %.
+    assert error == pytest.approx(np.std(changes), rel=0.15)
+    assert metrics.cross_entropy_change(labels, found, found) == (0, 0)
 
 
 LOGITS = st.integers(-400, 400).map(lambda n: n / 100)

@@ -51,7 +51,7 @@ def begun(
     out: Path,
     *,
     epochs: int = 20,
-    fine_tune_epochs: int = 5,
+    fine_tune_epochs: int = 10,
     folds: int = 5,
     seed: int = 0,
     space: Path | None = None,

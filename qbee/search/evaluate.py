@@ -35,7 +35,7 @@ class Ground:
     ----------
     train, validation : indices into ``examples``
     float_logits : np.ndarray [shape=(validation windows, 2)]
-        of the float network, whose decisions a scheme's are compared with
+        of the float network, which a scheme's are compared with
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Ground:
         self.train, self.validation = np.asarray(train, int), np.asarray(validation, int)
         self.labels = examples.labels[self.validation]
         self.maps, self.one_step = maps, one_step
-        self.float_decisions = self._decisions(float_logits)
+        self.float_logits = np.asarray(float_logits)
         self.float_f1 = metrics.get("f1")(self.labels, float_logits)
 
     @cached_property
@@ -64,10 +64,6 @@ class Ground:
     @cached_property
     def _trainer(self) -> Trainer:
         return Trainer(self.supernet, clip_value=TrainSettings().clip_value)
-
-    def _decisions(self, logits: np.ndarray) -> np.ndarray:
-        found = metrics.probabilities(logits)
-        return found >= metrics.best_threshold(self.labels, found)
 
     def logits(
         self, scheme: Scheme, fidelity: Fidelity, settings: TrainSettings, *, seed: int
@@ -90,10 +86,9 @@ class Ground:
         ]
         return np.concatenate(parts)
 
-    def f1_error(self, logits: np.ndarray) -> float:
-        """Standard error of the difference to the float network's F1."""
-        decided = self._decisions(logits)
-        return metrics.f1_difference_error(self.labels, decided, self.float_decisions)
+    def loss_change(self, logits: np.ndarray) -> tuple[float, float]:
+        """How much higher the cross-entropy is than the float network's, and its error."""
+        return metrics.cross_entropy_change(self.labels, logits, self.float_logits)
 
 
 class Evaluator:
@@ -148,12 +143,14 @@ class Evaluator:
     ) -> Measured:
         """The record of logits [n, 2] that a network of these costs gave on every ground."""
         scores = self._scores(found)
+        changes, errors = zip(*(ground.loss_change(z) for ground, z in found), strict=True)
         return Measured(
             metrics=scores,
             interval=self._interval(found),
             costs=costs,
             score=self._score(scores[self.space.metric], costs),
-            f1_error=float(np.sqrt(sum(g.f1_error(z) ** 2 for g, z in found)) / len(found)),
+            loss_change=float(np.mean(changes)),
+            loss_change_error=float(np.linalg.norm(errors) / len(found)),
             is_collapsed=any(metrics.has_collapsed(g.labels, z) for g, z in found),
             cpu_seconds=cpu_seconds(),
         )

@@ -37,7 +37,8 @@ class Measured(Record):
     interval : 90 % bootstrap interval of the metric that is scored
     costs : by name, as ``search.cost`` registers them
     score : what the search maximises
-    f1_error : standard error of the difference to the float model's F1
+    loss_change, loss_change_error : how much higher the cross-entropy is than the float model's
+        on the same windows, and the standard error of that
     is_collapsed : all windows are given to one class
     """
 
@@ -45,7 +46,8 @@ class Measured(Record):
     interval: tuple[float, float]
     costs: dict[str, float]
     score: float
-    f1_error: float
+    loss_change: float
+    loss_change_error: float
     is_collapsed: bool
     cpu_seconds: float
 

@@ -5,9 +5,10 @@ as long again with ``--random``. BeeNet1 on the default soundscapes, each of the
 left out once: trained in floating point on the others, searched by the default strategy with
 validation windows of the others, and the winner and two neighbours on the front fine-tuned for
 ten epochs, of which the rule chooses again. Uniform 8 and 4 bits are fine-tuned alike. F1 is that
-on the location left out, at the threshold of the validation windows; bytes are those of the .tflite. With ``--random``, 200 random schemes are measured as
-whole trials on the first fold, and what the same rule chooses of them is compared with what it
-chooses of ours. Theirs is uniform 8. The last line is JSON.
+on the location left out, at the threshold of the validation windows; bytes are those of the
+.tflite. With ``--random``, 200 random schemes are measured as whole trials on the first fold, and
+what the same rule chooses of them is compared with what it chooses of ours. Theirs is uniform 8.
+The last line is JSON.
 """
 
 import sys

@@ -66,7 +66,8 @@ def trial_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """One flat row for each trial that has ended, by number.
 
     A row holds ``number``, ``origin``, ``state``, ``failure``, ``steps``, ``score``,
-    ``loss_change`` and its error, ``is_collapsed``, ``cpu_seconds``, every metric and cost by its name, and
+    ``loss_change`` and its error, ``is_collapsed``, ``cpu_seconds``, every metric and cost by its
+    name, and
 
     - ``is_whole``: no other trial that was measured trained more steps;
     - ``is_candidate``: it was measured, is whole and not collapsed;

@@ -28,7 +28,7 @@ from qbee.detect.run import Detection, DetectSettings
 from qbee.errors import AudioError, ModelFileError, ParameterError, QbeeError
 from qbee.train import metrics
 
-SETTINGS = DetectSettings(model="m", model_sha256="0" * 64, engine="tflite", front_end=FRONT_END)
+SETTINGS = DetectSettings(model="m", model_sha256="0" * 64, engine="litert", front_end=FRONT_END)
 RULE = EventRule(threshold=0.5, keep_threshold=0.5)
 START = datetime(2024, 5, 1, 22)
 

@@ -8,13 +8,13 @@ from rich.console import Console
 from test_export import integer_net, map_net
 from test_runtime_sandbox import aborting
 
-from qbee.errors import ModelFileError, ParameterError, StackError
+from qbee.errors import ModelFileError, ParameterError
 from qbee.export import strips, tflite
 from qbee.quantize import fixed_net
 from qbee.quantize.fixed_point import MapType
 from qbee.quantize.graph import INPUT
 from qbee.report import trial_table
-from qbee.runtime import litert, trial
+from qbee.runtime import trial
 from qbee.runtime.flatbuffer import Author, Op, Type, packed, schema
 from qbee.runtime.inspection import inspect
 from qbee.runtime.interpreter import MicroModel
@@ -194,16 +194,6 @@ def test_what_litert_refuses_is_told_beside_the_rest():
     found = trial.run(content, source="m")
     assert all("LiteRT refuses it" in one.refused for one in found.litert)
     assert any("does not run it" in sentence for sentence in trial_table.sentences(found))
-
-
-def test_a_missing_litert_is_one_sentence(exported, monkeypatch):
-    monkeypatch.setattr(litert, "_PACKAGE", "no_such_package")
-    with pytest.raises(StackError, match=r"LiteRT is not installed: pip install 'qbee\[litert\]'"):
-        LiteRtModel(exported, xnnpack=True)
-    found = trial.run(exported, source="m")
-    assert found.litert == ()
-    assert "qbee[litert]" in found.litert_missing
-    assert any("Not compared with LiteRT" in s for s in trial_table.sentences(found))
 
 
 def test_the_table_fits_a_terminal_of_100_columns(found):

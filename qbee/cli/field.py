@@ -35,7 +35,7 @@ def detect(
     out: Out,
     engine: Annotated[
         Engine,
-        typer.Option(help="LiteRT or TFLite Micro (the same integers), or a job's Keras model."),
+        typer.Option(help="LiteRT (fast), TFLite Micro (the device's integers), or Keras."),
     ] = Engine.litert,
     workers: Annotated[int, typer.Option(min=1, help="Processes that listen.")] = 1,
     on_error: Errors = OnError.stop,

@@ -94,7 +94,7 @@ def verification(found: dict[str, Any]) -> Table:
 
 def comparisons(found: dict[str, Any]) -> Iterator[str]:
     """How close LiteRT comes to TFLite Micro."""
-    if found["litert_missing"]:
-        yield f"Not compared with LiteRT: {found['litert_missing']}."
+    if found["litert_refused"]:
+        yield f"Not compared with LiteRT: {found['litert_refused']}."
     for one in found["litert"]:
         yield f"On {found['litert_windows']} test windows, {comparison(Comparison(**one))}"

@@ -72,8 +72,6 @@ def sentences(found: Trial) -> list[str]:
         said.append("Warning: all inputs have the same output.")
     if found.ranges_refused is not None:
         said.append(f"Ranges are not known: {found.ranges_refused}.")
-    if found.litert_missing is not None:
-        said.append(f"Not compared with LiteRT: {found.litert_missing}.")
     is_float = any(kind.startswith("float") for kind in found.output_types)
     return [*said, *(comparison(one, is_float=is_float) for one in found.litert)]
 

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from typing import Any
 
 import numpy as np
 
-from qbee.errors import ModelFileError, StackError
+from qbee.errors import ModelFileError
 from qbee.runtime import checks
 from qbee.runtime.interpreter import Quantization, Runner, require_one_input, without_batch
 from qbee.streams import captured_stderr
-
-_PACKAGE = "ai_edge_litert"
-
-
-def missing() -> str | None:
-    """Sentence that says how to get LiteRT; None if it is installed."""
-    if importlib.util.find_spec(_PACKAGE) is None:
-        return "LiteRT is not installed: pip install 'qbee[litert]'"
-    return None
 
 
 class LiteRtModel(Runner):
@@ -36,8 +26,6 @@ class LiteRtModel(Runner):
 
     Raises
     ------
-    StackError
-        if LiteRT is not installed.
     ModelFileError
         if LiteRT refuses the file.
     """
@@ -45,9 +33,6 @@ class LiteRtModel(Runner):
     def __init__(self, content: bytes, *, xnnpack: bool, source: str = "model"):
         self.source = source
         checks.parsed(content, source)
-        problem = missing()
-        if problem:
-            raise StackError(problem)
         with captured_stderr():
             try:
                 self._interpreter = _interpreter(content, xnnpack=xnnpack)
@@ -85,7 +70,7 @@ class LiteRtModel(Runner):
 
 
 def _interpreter(content: bytes, *, xnnpack: bool) -> Any:
-    """LiteRT's interpreter; the package is imported only where it is used."""
+    """LiteRT's interpreter; the package, which takes a while, is imported where it is used."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES

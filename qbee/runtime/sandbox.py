@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from qbee.errors import ModelFileError, StackError
+from qbee.errors import ModelFileError
 from qbee.runtime import checks
 from qbee.runtime.child import Child, ChildError
 from qbee.runtime.worker import Arrays, Header, packed
@@ -75,8 +75,6 @@ class Sandbox:
         ------
         ModelFileError
             naming the file and why it cannot be run.
-        StackError
-            if LiteRT is not installed.
         """
         found, arrays = self._ask("run", content, {"codes": codes}, source=source, engine=engine)
         return [arrays[f"output{i}"] for i in range(len(arrays))], found
@@ -115,8 +113,7 @@ class Sandbox:
         except ChildError as error:
             raise ModelFileError(f"{source}: {RUNTIMES[engine]} {error}") from error
         if "error" in header:
-            kind: Any = StackError if header["is_stack"] else ModelFileError
-            raise kind(header["error"])
+            raise ModelFileError(header["error"])
         return header, found
 
     def _answered(self, message: bytes) -> tuple[Header, Arrays]:

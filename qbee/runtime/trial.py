@@ -11,7 +11,6 @@ import numpy as np
 
 from qbee.errors import ModelFileError, ParameterError
 from qbee.records import Record
-from qbee.runtime import litert
 from qbee.runtime.bench import Bench, Comparison, Progress, Seen
 from qbee.runtime.facts import Inspection, OperatorFacts, TensorFacts
 from qbee.runtime.inspection import inspect
@@ -40,8 +39,6 @@ class Trial(Record):
         CPU time of an input on TFLite Micro's reference kernels, on this machine
     ranges_refused : str or None
         why no ranges are known
-    litert_missing : str or None
-        what to do so that there is a comparison
     """
 
     source: str
@@ -58,7 +55,6 @@ class Trial(Record):
     ranges: tuple[Seen, ...]
     ranges_refused: str | None
     litert: tuple[Comparison, ...]
-    litert_missing: str | None
 
 
 def read_windows(path: Path) -> np.ndarray:
@@ -106,13 +102,11 @@ def run(
     """
     facts = inspect(content, source)
     codes = codes_of(facts, windows, seed=seed)
-    missing = litert.missing()
-    engines = () if missing else _COMPARED
     with Sandbox(limit_s=limit_s) as sandbox:
-        bench = Bench(sandbox, content, codes, source, on_progress, 2 + len(engines))
+        bench = Bench(sandbox, content, codes, source, on_progress, 2 + len(_COMPARED))
         outputs, durations_s, arena_bytes = bench.run("tflm")
         ranges, refused = bench.ranges(facts)
-        compared = tuple(bench.compared(engine, outputs) for engine in engines)
+        compared = tuple(bench.compared(engine, outputs) for engine in _COMPARED)
     return Trial(
         **_expected(facts),
         inputs="random" if windows is None else "given",
@@ -124,7 +118,6 @@ def run(
         ranges=ranges,
         ranges_refused=refused,
         litert=compared,
-        litert_missing=missing,
     )
 
 

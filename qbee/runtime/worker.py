@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from qbee.errors import ModelFileError, StackError
+from qbee.errors import ModelFileError
 from qbee.runtime import checks
 from qbee.runtime.interpreter import MicroModel, Runner
 from qbee.runtime.litert import LiteRtModel
@@ -67,8 +67,8 @@ class _Worker:
             self._content, self._models = content, {}
         try:
             return _TASKS[header["task"]](self, header, arrays)
-        except (ModelFileError, StackError) as error:
-            return {"error": str(error), "is_stack": isinstance(error, StackError)}, {}
+        except ModelFileError as error:
+            return {"error": str(error)}, {}
         except MemoryError:
             return {"error": f"{header['source']}: it needs too much memory", "is_stack": False}, {}
 

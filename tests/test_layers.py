@@ -104,6 +104,9 @@ def test_every_module_belongs_to_a_stage():
         "qbee.detector",
         "qbee.detect.crew",
         "qbee.detect.run",
+        "qbee.detect.ears",
+        "qbee.field.detecting",
+        "qbee.field.reviewing",
         "qbee.cli",
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -90,7 +90,7 @@ class _Member:
 
 def listen_to(
     tasks: Sequence[Task], open_ears: OpenEars, parts: Path, *, workers: int
-) -> Iterator[Heard | Done]:
+) -> Generator[Heard | Done]:
     """Let ``workers`` processes hear recordings; what they find is kept in the folder ``parts``.
 
     Raises

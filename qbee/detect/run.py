@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -95,25 +96,28 @@ class Detection:
                 tasks.append(Task(one.recording, one.skip_samples))
             elif on_error == "stop":
                 self._require_whole(one.recording)
-        for done in self._heard(tasks, open_ears, workers, on_progress):
-            if done.death:
-                self._keep_death(done)
-            if on_error == "stop":
-                self._require_whole(done.task.recording)
+        # Closed, so that its processes end with an error here.
+        with closing(self._heard(tasks, open_ears, workers, on_progress)) as news:
+            for done in news:
+                if done.death:
+                    self._keep_death(done)
+                if on_error == "stop":
+                    self._require_whole(done.task.recording)
 
     def _heard(
         self, tasks: Sequence[Task], open_ears: OpenEars, workers: int, on_progress
-    ) -> Iterator[Done]:
+    ) -> Generator[Done]:
         """Recordings that are over, while the progress is reported."""
         total_s = sum(task.recording.duration_s or 0.0 for task in tasks)
         heard_s, over = 0.0, 0
-        for news in listen_to(tasks, open_ears, self.parts.folder, workers=workers):
-            if isinstance(news, Heard):
-                heard_s += news.seconds
-            else:
-                over += 1
-                yield news
-            on_progress(Progress(heard_s, max(total_s, heard_s), over, len(tasks)))
+        with closing(listen_to(tasks, open_ears, self.parts.folder, workers=workers)) as listening:
+            for news in listening:
+                if isinstance(news, Heard):
+                    heard_s += news.seconds
+                else:
+                    over += 1
+                    yield news
+                on_progress(Progress(heard_s, max(total_s, heard_s), over, len(tasks)))
 
     @property
     def _front_end(self) -> FrontEnd:

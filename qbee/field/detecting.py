@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from qbee.audio import mel
 from qbee.detect import activity, clock, events, label_files, tables
-from qbee.detect.crew import Ears
+from qbee.detect.crew import OpenEars
+from qbee.detect.ears import FileEars
 from qbee.detect.events import Event, EventRule, Listened
 from qbee.detect.recordings import Dating, RecordingTable, find, inspect_all
 from qbee.detect.run import Detection, DetectSettings, OnError, Progress
@@ -22,9 +22,8 @@ from qbee.errors import ParameterError
 from qbee.field.clip_files import write_clips
 from qbee.files import read_bytes, write_text
 from qbee.job.settings import FILE as JOB_FILE
-from qbee.job.verbs import resumed, validated
 from qbee.job.watcher import Watcher
-from qbee.records import Record
+from qbee.records import Record, validated
 from qbee.report import activity_plot
 from qbee.train import metrics
 
@@ -53,30 +52,6 @@ class Summary(Record):
     events: int
     events_per_hour: float | None
     cuts: int
-
-
-@dataclass(frozen=True)
-class FileEars:
-    """Makes the detector of a result folder ready in another process."""
-
-    folder: Path
-    engine: AnyEngine
-
-    def __call__(self) -> Ears:
-        """The detector, or the job's quantized Keras model."""
-        if self.engine == "keras":
-            return self._keras()
-        detector = Detector.load(self.folder, engine=self.engine, is_probed=True)
-        return Ears(detector.card.front_end, detector.logits)
-
-    def _keras(self) -> Ears:
-        job = resumed(self.folder)
-        model, front_end = job.fine_tuned[0], job.front_end
-
-        def logits(images):
-            return model(mel.standardize(images, front_end)[..., None], training=False).numpy()
-
-        return Ears(front_end, logits)
 
 
 def detect(
@@ -137,7 +112,7 @@ def detect(
     watcher.stage("Listening")
     detection.hear(
         found,
-        FileEars(Path(model).resolve(), engine),
+        _ears(Path(model).resolve(), engine),
         workers=workers,
         on_error=on_error,
         on_progress=_Clock(watcher).progress,
@@ -148,6 +123,15 @@ def detect(
     for problem in write_clips(detection, heard.events, rule, clip_count):
         watcher.note(problem)
     return summary
+
+
+def _ears(folder: Path, engine: AnyEngine) -> OpenEars:
+    if engine == "keras":
+        # The others do without TensorFlow.
+        from qbee.field.keras_ears import KerasEars
+
+        return KerasEars(folder)
+    return FileEars(folder, engine)
 
 
 def _settings(folder: Path, engine: AnyEngine) -> tuple[DetectSettings, Detector]:

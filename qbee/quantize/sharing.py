@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from qbee.quantize.fold import FoldedNet
 from qbee.quantize.graph import CHANNEL_AXIS
+
+if TYPE_CHECKING:
+    from qbee.quantize.fold import FoldedNet
 
 Steps = Literal["channel", "similar", "kernel"]
 # All kernels or none, or those of some layers.

@@ -18,7 +18,7 @@ def rmse(logits, wanted):
 
 
 def soft_labels(logits, wanted, temperature: float):
-    """KL divergence of softened class probabilities times T^2 (Hinton et al., 2015, section 2)."""
+    """KL divergence of softened class probabilities times T^2 (Hinton et al., 2015)."""
     wanted, logits = (
         tf.nn.log_softmax(wanted / temperature),
         tf.nn.log_softmax(logits / temperature),
@@ -28,7 +28,7 @@ def soft_labels(logits, wanted, temperature: float):
 
 
 def hints(maps, wanted):
-    """Half the mean squared error (FitNets, eq. 3)."""
+    """Half the mean squared error (FitNets)."""
     return tf.reduce_mean((maps - wanted) ** 2) / 2
 
 
@@ -39,7 +39,7 @@ def attention_map(maps):
 
 
 def attention(maps, wanted):
-    """Half the mean squared error of attention maps (Zagoruyko and Komodakis, 2017, eq. 2)."""
+    """Half the mean squared error of attention maps (Zagoruyko and Komodakis, 2017)."""
     return tf.reduce_mean((attention_map(maps) - attention_map(wanted)) ** 2) / 2
 
 
@@ -55,7 +55,7 @@ def _mean_kernel(one, other):
 
 
 def neuron_selectivity(maps, wanted):
-    """Half the squared maximum mean discrepancy of channels (Huang and Wang, 2017, eq. 7).
+    """Half the squared maximum mean discrepancy of channels (Huang and Wang, 2017).
 
     The channels of an input are samples of a distribution; the numbers of channels may differ.
     """
@@ -65,7 +65,7 @@ def neuron_selectivity(maps, wanted):
 
 
 def activation_boundary(maps, wanted, margin: float):
-    """Mean squared distance to the teacher's side of 0, by a margin (Heo et al., 2019, eq. 4).
+    """Mean squared distance to the teacher's side of 0, by a margin (Heo et al., 2019).
 
     Only the signs of the teacher's map count: before or after a ReLU is the same.
     """
@@ -75,7 +75,7 @@ def activation_boundary(maps, wanted, margin: float):
 
 
 def flow(first, last):
-    """Flow matrices [n, channels of first, channels of last] (Yim et al., 2017, eq. 1).
+    """Flow matrices [n, channels of first, channels of last] (Yim et al., 2017).
 
     Products of channels of two maps of one height and width, averaged over positions.
     """
@@ -109,7 +109,7 @@ def _relative_distances(points):
 
 
 def relational_distance(points, wanted):
-    """Huber loss of relative distances, mean over pairs of inputs (Park et al., 2019, eq. 7-8)."""
+    """Huber loss of relative distances, mean over pairs of inputs (Park et al., 2019)."""
     error = _huber(_relative_distances(points) - _relative_distances(wanted))
     count = tf.cast(tf.shape(points)[0], points.dtype)
     return tf.reduce_sum(error) / tf.maximum(count * (count - 1), 1)
@@ -123,7 +123,7 @@ def _cosines(points):
 
 
 def relational_angle(points, wanted):
-    """Huber loss of cosines, mean over triples of inputs (Park et al., 2019, eq. 9-10)."""
+    """Huber loss of cosines, mean over triples of inputs (Park et al., 2019)."""
     error = _huber(_cosines(points) - _cosines(wanted))
     count = tf.cast(tf.shape(points)[0], points.dtype)
     return tf.reduce_sum(error) / tf.maximum(count * (count - 1) * (count - 2), 1)

@@ -78,8 +78,7 @@ class MapMethod(Method):
 class SoftLabels(Method):
     """Softened class probabilities (Hinton et al., 2015).
 
-    Temperature 2, and twice the weight of the labels, were best for their speech recogniser
-    (section 4.1).
+    With the temperature and the weight, beside the labels, of their speech recogniser.
     """
 
     method: Literal["soft_labels"] = "soft_labels"
@@ -130,7 +129,7 @@ class Hints(MapMethod):
 
 @register("attention")
 class Attention(MapMethod):
-    """Where the maps are strong (Zagoruyko and Komodakis, 2017; weight: section 4.1)."""
+    """Where the maps are strong (Zagoruyko and Komodakis, 2017)."""
 
     method: Literal["attention"] = "attention"
     weight: float = Field(1000.0, gt=0)

@@ -104,6 +104,7 @@ def test_every_module_belongs_to_a_stage():
         "qbee.detector",
         "qbee.detect.crew",
         "qbee.detect.run",
+        "qbee.detect.sampling",
         "qbee.cli",
     ],
 )

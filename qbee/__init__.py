@@ -1,8 +1,8 @@
 """From field recordings to a bee-buzz detector on a microcontroller.
 
 The verbs: ``synth``, ``mix``, ``build``, ``train``, ``search``, ``export``, ``verify``, ``run``,
-``demo``, ``evaluate``, ``detect`` and ``review``. Each is imported when first used, so that
-``import qbee`` is quick and does not load TensorFlow.
+``demo``, ``evaluate``, ``detect``, ``review`` and ``adapt``. Each is imported when first used, so
+that ``import qbee`` is quick and does not load TensorFlow.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ _VERBS = {
     "evaluate": ("qbee.detector", "evaluate"),
     "detect": ("qbee.field.detecting", "detect"),
     "review": ("qbee.field.reviewing", "review"),
+    "adapt": ("qbee.field.adapting", "adapt"),
     "demo": ("qbee.job.verbs", "demo"),
     "run": ("qbee.job.verbs", "run"),
     "train": ("qbee.job.verbs", "train"),

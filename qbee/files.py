@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from qbee.errors import ModelFileError, ParameterError
@@ -25,6 +26,50 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_replaceable(folder: Path, *, mark: Path, kind: str) -> None:
+    """Refuse a folder that holds something else than what is to be replaced.
+
+    Parameters
+    ----------
+    mark : file that every folder of this kind has
+    kind : in a word, for the message
+
+    Raises
+    ------
+    ParameterError
+        if it exists, is not empty and has no such file.
+    """
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not (folder / mark).exists() and not is_empty:
+        raise ParameterError(f"{folder}: exists and is no {kind} folder, so it is not replaced")
+
+
+@contextmanager
+def replacing_folder(folder: Path, *, mark: Path, kind: str) -> Iterator[Path]:
+    """New folder that takes the place of ``folder`` when the block ends without an error.
+
+    Parameters and errors are those of ``check_replaceable``; ParameterError also if it cannot be
+    written.
+    """
+    check_replaceable(folder, mark=mark, kind=kind)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            fresh, old = Path(scratch) / "new", Path(scratch) / "old"
+            fresh.mkdir()
+            yield fresh
+            if folder.exists():
+                folder.rename(old)
+            try:
+                fresh.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
+    except OSError as error:
+        raise ParameterError(f"{folder}: cannot write this folder: {error.strerror}") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

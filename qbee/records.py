@@ -78,7 +78,8 @@ class FrontEnd(Record):
     ``window_hop_frames`` frames apart. Power is clipped below at ``power_floor`` and given
     in dB re full scale squared. ``standardize='window'`` removes each window's own mean and
     divides by its standard deviation (recorders differ in level); ``'fold'`` uses
-    ``mean_db`` and ``std_db``, taken from the training fold only.
+    ``mean_db`` and ``std_db``, taken from the training fold only, or by ``adapt`` from windows of
+    a new recorder.
     """
 
     sample_rate_hz: int = 4000

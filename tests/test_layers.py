@@ -107,6 +107,7 @@ def test_every_module_belongs_to_a_stage():
         "qbee.detect.ears",
         "qbee.field.detecting",
         "qbee.field.reviewing",
+        "qbee.detect.sampling",
         "qbee.cli",
     ],
 )

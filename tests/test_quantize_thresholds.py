@@ -303,6 +303,22 @@ def test_the_loss_falls_to_that_of_the_device_that_runs_the_result(tuned_twice, 
     assert device[0] > 1 > rmse(tf.nn.softmax(wanted), 0)
 
 
+def test_another_network_can_be_the_teacher_and_is_come_closer_to():
+    """As where a quantized network was trained already, and is no longer its float network."""
+    trained = NET.with_weights(
+        {name: 0.9 * kernel for name, kernel in NET.kernels.items()}, NET.biases
+    )
+    make_repeatable(0)
+    tuned = tune(trained, FOUR, MAPS, INPUTS, settings=BOTH, seed=0, alpha="auto", teacher=NET)
+    wanted = thresholds.logits(NET, INPUTS)
+    for net, maps, loss in (
+        (trained, MAPS, tuned.losses[0]),
+        (tuned.net, tuned.maps, min(tuned.losses)),
+    ):
+        assert rmse(converted(net, maps)(INPUTS), wanted) == pytest.approx(loss, rel=0.02)
+    assert min(tuned.losses) < 0.8 * tuned.losses[0]
+
+
 def test_the_best_epoch_counts_and_not_the_last():
     rough = BOTH.model_copy(update={"max_rate": 0.5, "cycle_epochs": 2})
     tuned = tuned_net(rough)

@@ -1,4 +1,4 @@
-"""Commands for field use: detect and review."""
+"""Commands for field use: detect, review and adapt."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from qbee.cli.options import Errors, OnError, Out
+from qbee.cli.options import Errors, Folder, OnError, Out, Seed
 from qbee.cli.terminal import Terminal, app, console, print_line
 
 if TYPE_CHECKING:
+    from qbee.field.adapting import Adaptation
     from qbee.field.detecting import Summary
+
+Recordings = Annotated[
+    list[str], typer.Argument(help="Files, folders (with all below), or quoted patterns.")
+]
 
 
 class Engine(StrEnum):
@@ -28,9 +33,7 @@ class Engine(StrEnum):
 @app.command()
 def detect(
     ctx: typer.Context,
-    recordings: Annotated[
-        list[str], typer.Argument(help="Files, folders (with all below), or quoted patterns.")
-    ],
+    recordings: Recordings,
     model: Annotated[Path, typer.Option(help="Result folder of a detector.")],
     out: Out,
     engine: Annotated[
@@ -98,6 +101,65 @@ def review(
         page = verb(detection, out, top=top, uncertain=uncertain, bottom=bottom, watcher=watcher)
     print_line(f"Page: {page}")
     print_line(f"Save its labels.csv into {out}, and train again with the command it shows.")
+
+
+@app.command()
+def adapt(
+    job: Folder,
+    recordings: Recordings,
+    out: Out,
+    windows: Annotated[int, typer.Option(min=8, help="Windows to take at most.")] = 512,
+    fine_tune: Annotated[
+        bool, typer.Option("--fine-tune", help="Fine-tune towards the float network, too (FAT).")
+    ] = False,
+    on_error: Errors = OnError.stop,
+    seed: Seed = 0,
+) -> None:
+    """Adapt a finished detector to a new recorder, by its recordings without any labels.
+
+    Levels are taken anew (of a job with --standardize fold), and with --fine-tune the quantized
+    network comes closer to the float network on the new sound. The threshold stays the job's.
+    """
+    from qbee.field.adapting import adapt as verb
+
+    with Terminal() as watcher:
+        found = verb(
+            job,
+            recordings,
+            out,
+            windows=windows,
+            fine_tune=fine_tune,
+            on_error=on_error.value,
+            seed=seed,
+            watcher=watcher,
+        )
+    print_adaptation(found, out)
+
+
+def print_adaptation(found: Adaptation, out: Path) -> None:
+    """Print what an adaptation changed."""
+    used = f"{found.windows} windows of {len(found.recordings)} recordings"
+    table = Table("", "before", "after", title=escape(f"Adapted to {used}"))
+    rows = [
+        ("mean level, dB", found.mean_db_before, found.mean_db, ".2f"),
+        ("standard deviation, dB", found.std_db_before, found.std_db, ".2f"),
+        ("RMSE of logits to the float network", found.rmse_before, found.rmse_after, ".4f"),
+    ]
+    for name, before, after, form in rows[0 if found.mean_db is not None else 2 :]:
+        table.add_row(name, *("–" if v is None else format(v, form) for v in (before, after)))
+    console.print(table)
+    if found.skipped:
+        print_line(f"Left out: {len(found.skipped)} recordings that cannot be used")
+    held_out = found.held_out_windows
+    print_line(f"The RMSE is of {held_out} windows that were held out from fine-tuning")
+    print_line(f"TFLite Micro equals numpy and Keras on {held_out - found.mismatches} of them")
+    if found.rmse_after is not None and found.rmse_after >= found.rmse_before:
+        print_line("Fine-tuning did not help on those; do without --fine-tune")
+    print_line(
+        f"Threshold {found.threshold:.3f} is the job's, chosen on labelled windows of the old "
+        "recorder: score it with 'qbee evaluate' as soon as some windows are labelled"
+    )
+    print_line(f"Detector: {out}")
 
 
 def print_summary(found: Summary, out: Path) -> None:

@@ -45,7 +45,7 @@ def listen(
     except AudioError as error:
         return Part.nothing(identity, (_unreadable(path, error, "unreadable", "left_out", 0.0),))
     if found.sample_rate_hz < 2 * front_end.fmax_hz:
-        return Part.nothing(identity, (*problems, _low_rate(found.sample_rate_hz, front_end)))
+        return Part.nothing(identity, (*problems, low_rate(found.sample_rate_hz, front_end)))
     heard = _Hearing(recording, skip_samples, front_end, found.sample_rate_hz)
     margins, damage = heard.margins(logits, on_progress)
     problems += damage
@@ -124,6 +124,7 @@ def _of_sound(fault: Fault) -> Problem:
     return _problem(fault.kind, "used", fault.text, fault.at_s)
 
 
-def _low_rate(rate: int, front_end: FrontEnd) -> Problem:
+def low_rate(rate: int, front_end: FrontEnd) -> Problem:
+    """Problem of a recording that has been sampled too slowly for a front end."""
     text = f"{rate} Hz hold no sound up to {front_end.fmax_hz:g} Hz, which the detector listens to"
     return _problem("rate_too_low", "left_out", text)

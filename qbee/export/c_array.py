@@ -72,7 +72,7 @@ _BY_WINDOW = """\
 #define QBEE_MIN_STD_DB {min_std_db!r}f"""
 
 _BY_FOLD = """\
-// Standardised by the training windows: x = (dB - QBEE_MEAN_DB) / QBEE_STD_DB.
+// Standardised by the same numbers for all windows: x = (dB - QBEE_MEAN_DB) / QBEE_STD_DB.
 #define QBEE_STANDARDIZE_WINDOW 0
 #define QBEE_MEAN_DB {mean_db!r}f
 #define QBEE_STD_DB {std_db!r}f"""

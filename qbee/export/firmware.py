@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import jinja2
@@ -16,7 +14,7 @@ import numpy as np
 from qbee.audio import mel
 from qbee.errors import FrontEndError, ModelFileError, ParameterError
 from qbee.export import c_array
-from qbee.files import write_text
+from qbee.files import replacing_folder, write_text
 from qbee.records import FrontEnd
 from qbee.runtime import checks
 from qbee.runtime.flatbuffer import Op, Type, names
@@ -151,7 +149,7 @@ def write(
         "arena_bytes": arena_bytes,
         "reserved_bytes": c_array.reserved_arena_bytes(arena_bytes),
     }
-    with _replacing(folder) as fresh:
+    with replacing_folder(folder, mark=_MARK, kind="firmware") as fresh:
         _render(fresh, values)
         c_array.write(
             fresh / "src",
@@ -222,30 +220,3 @@ def _render(folder: Path, values: dict[str, Any]) -> None:
         path = folder / name.removesuffix(_SUFFIX)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, environment.get_template(name).render(values))
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """New folder that takes the place of ``folder`` when the block ends without an error."""
-    if folder.exists() and not (folder / _MARK).exists() and not _is_empty(folder):
-        raise ParameterError(f"{folder}: exists and is no firmware folder, so it is not replaced")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-            fresh, old = Path(scratch) / "new", Path(scratch) / "old"
-            fresh.mkdir()
-            yield fresh
-            if folder.exists():
-                folder.rename(old)
-            try:
-                fresh.rename(folder)
-            except OSError:
-                if old.exists():
-                    old.rename(folder)
-                raise
-    except OSError as error:
-        raise ParameterError(f"{folder}: cannot write this folder: {error.strerror}") from error
-
-
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())

@@ -1,1 +1,1 @@
-"""Field use of a finished detector: recordings in, tables of buzzes and pages for review out."""
+"""Field use of a finished detector: recordings in, tables, pages or a better fit out."""

@@ -75,7 +75,7 @@ def export(
     if (folder / FILE).exists():
         if kind != "winner" and (out is None or Path(out).resolve() == folder.resolve()):
             raise ParameterError(f"kind={kind!r} must be given another folder to write to")
-        _check_finished(folder, kind)
+        check_finished(folder, kind)
         if kind == "float" and (has_firmware or settings != DEFAULT_SETTINGS):
             raise ParameterError("kind='float' goes without firmware, target and limits")
         if (
@@ -108,8 +108,14 @@ def export(
     return Delivered(delivery, target, micro.arena_bytes(), len(micro.content))
 
 
-def _check_finished(folder: Path, kind: Kind) -> None:
-    """Refuse to train on the way to an export."""
+def check_finished(folder: Path, kind: Kind = "winner") -> None:
+    """Refuse to train on the way to an export.
+
+    Raises
+    ------
+    ModelFileError
+        naming the verb that the job has to be continued with.
+    """
     name, verb = (CHOSEN, "search") if kind == "winner" else ("float.json", "train")
     stored, asked = folder / "work" / name, folder / SEARCH_FILE
     is_finished = stored.exists()

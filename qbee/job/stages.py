@@ -184,8 +184,8 @@ class Job:
         """The float model with batch norm folded."""
         return self.network.folded
 
-    def card(self, threshold: float) -> Card:
-        """What travels with a model of this job."""
+    def card(self, threshold: float, front_end: FrontEnd | None = None) -> Card:
+        """What travels with a model of this job, which may hear through another front end."""
         labels, settings = self.labels_of("train"), self.settings
         training = Training(
             model=settings.model,
@@ -196,7 +196,7 @@ class Job:
             seed=settings.seed,
         )
         return Card(
-            front_end=self.front_end,
+            front_end=front_end or self.front_end,
             threshold=threshold,
             goal=None if self.goal == Goal() else str(self.goal),
             training=training,
@@ -306,9 +306,15 @@ class Job:
         """The winner as a file for its target."""
         return self.delivered(self.fine_tuned[0], self.threshold, self.export_settings)
 
-    def delivered(self, model, threshold: float, settings: ExportSettings) -> Delivery:
-        """A quantized model of this job as a file for its target."""
-        card = self.card(threshold).to_metadata()
+    def delivered(
+        self,
+        model,
+        threshold: float,
+        settings: ExportSettings,
+        front_end: FrontEnd | None = None,
+    ) -> Delivery:
+        """A quantized model of this job as a file for its target; front end as of ``card``."""
+        card = self.card(threshold, front_end).to_metadata()
         return deliver(convert.to_fixed_point(model), settings, metadata=card)
 
     @cached_property
@@ -325,27 +331,42 @@ class Job:
         return micro
 
     def write_files(
-        self, folder: Path, delivery: Delivery, micro: MicroModel, threshold: float
+        self,
+        folder: Path,
+        delivery: Delivery,
+        micro: MicroModel,
+        threshold: float,
+        front_end: FrontEnd | None = None,
     ) -> None:
-        """Write the .tflite, its C source, front end and fidelity table; renew firmware."""
+        """Write the .tflite, its C source, front end and fidelity table; renew firmware.
+
+        The front end is the job's unless another one is given, as to ``delivered``.
+        """
+        front_end = front_end or self.front_end
         c_array.write(
             folder,
             micro.content,
-            self.front_end,
+            front_end,
             arena_bytes=micro.arena_bytes(),
             input_map=delivery.net.input_map,
             labels=self.card(threshold).labels,
             margin_threshold=margin_threshold(threshold, micro.output.step),
         )
-        self.front_end.save(folder / FRONT_END)
+        front_end.save(folder / FRONT_END)
         summary = delivery.summary() | {"arena_bytes": micro.arena_bytes()}
         write_text(folder / FIDELITY, json.dumps(summary, indent=2) + "\n")
         write_bytes(folder / MODEL, micro.content)
         if (folder / FIRMWARE).exists():
             # That of another model must not stand beside this one.
-            self.write_firmware(folder / FIRMWARE, micro, threshold)
+            self.write_firmware(folder / FIRMWARE, micro, threshold, front_end)
 
-    def write_firmware(self, folder: Path, micro: MicroModel, threshold: float) -> None:
+    def write_firmware(
+        self,
+        folder: Path,
+        micro: MicroModel,
+        threshold: float,
+        front_end: FrontEnd | None = None,
+    ) -> None:
         """Write a C++ library with a test window of each class."""
         labels = self.card(threshold).labels
         examples = {}
@@ -356,7 +377,7 @@ class Job:
         firmware.write(
             folder,
             micro,
-            self.front_end,
+            front_end or self.front_end,
             labels=labels,
             margin_threshold=margin_threshold(threshold, micro.output.step),
             windows=examples,

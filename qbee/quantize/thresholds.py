@@ -71,9 +71,15 @@ def logits(net: FoldedNet, x: np.ndarray) -> np.ndarray:
 class Training:
     """Steps of a student towards the logits of its teacher, the float network."""
 
-    def __init__(self, student: Student, inputs: np.ndarray, settings: FatSettings):
+    def __init__(
+        self,
+        student: Student,
+        inputs: np.ndarray,
+        settings: FatSettings,
+        teacher: FoldedNet | None = None,
+    ):
         self.student, self.inputs = student, inputs
-        self.wanted = logits(student.net, inputs)
+        self.wanted = logits(teacher or student.net, inputs)
         self.batch_inputs = min(settings.batch_inputs, len(inputs))
         self.batches = len(inputs) // self.batch_inputs
         steps = settings.cycle_epochs * self.batches
@@ -127,9 +133,10 @@ def tune(
     seed: int,
     alpha: Alpha = "auto_po2",
     is_per_tensor: OneStep = False,
+    teacher: FoldedNet | None = None,
     on_progress: Callable[[int, int, float], None] | None = None,
 ) -> Tuned:
-    """Fine-tune a quantized network on inputs without labels; the float network is the teacher.
+    """Fine-tune a quantized network on inputs without labels, towards a float network's logits.
 
     Parameters
     ----------
@@ -137,6 +144,9 @@ def tune(
         training inputs; a tenth of a training set is FAT's amount.
     alpha, is_per_tensor
         as in ``quantized_model``, which takes the result.
+    teacher : FoldedNet, optional
+        float network, of the same inputs and outputs; ``net`` itself by default. Another one
+        where ``net`` has the weights of a quantized network that was trained already.
     on_progress : callable (epoch, epochs, loss), optional
 
     Raises
@@ -160,7 +170,8 @@ def tune(
         alpha=alpha,
         is_per_tensor=is_per_tensor,
     )
-    training, rng = Training(student, inputs, settings), np.random.default_rng(seed)
+    training = Training(student, inputs, settings, teacher)
+    rng = np.random.default_rng(seed)
     losses, best = [training.loss()], [v.numpy() for v in student.variables]
     student.start()
     epochs = settings.cycles * settings.cycle_epochs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +19,8 @@ from qbee.data import labels, windows
 from qbee.errors import FrontEndError, ModelFileError
 from qbee.files import read_bytes
 from qbee.records import FrontEnd, Record, Window
-from qbee.runtime import sandbox
+from qbee.runtime import checks, sandbox
+from qbee.runtime.flatbuffer import packed
 from qbee.runtime.interpreter import MicroModel, Runner, read_metadata
 from qbee.runtime.litert import LiteRtModel
 from qbee.train import metrics
@@ -133,6 +135,21 @@ class Detector:
             if on_progress is not None:
                 on_progress(stop, len(images))
         return np.concatenate(outputs) if outputs else np.zeros((0, 2), np.float32)
+
+
+def network_digest(content: bytes, *, source: str) -> str:
+    """SHA-256 of the network in a .tflite, whatever its card says of thresholds.
+
+    Raises
+    ------
+    ModelFileError
+        if the file is damaged.
+    """
+    model = checks.parsed(content, source)
+    for entry in model.metadata or []:
+        model.buffers[entry.buffer].data = None
+    model.metadata = None
+    return hashlib.sha256(packed(model)).hexdigest()
 
 
 def _loaded(content: bytes, engine: Engine, *, source: str) -> Runner:

@@ -21,7 +21,7 @@ def heard(start, hours, buzz_at_s=(), location="here"):
     margins = np.full(count, -5.0)
     for at_s in buzz_at_s:
         margins[round(at_s / HOP_S)] = 5
-    placed = Placed(recording(start=start, duration_s=duration_s, location=location), False, 0)
+    placed = Placed(recording(start=start, duration_s=duration_s, location=location), None, 0)
     return Listened(placed, part_of(placed, margins))
 
 

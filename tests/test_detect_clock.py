@@ -52,6 +52,7 @@ def test_comments_of_audiomoth_are_read_with_their_zone(zone, hours):
 def test_another_comment_says_nothing():
     assert clock.of_comment("made by sox") is None
     assert clock.of_comment(COMMENT.format("UTC").replace("06/05", "31/02")) is None
+    assert clock.of_comment(COMMENT.format("UTC+99")) is None
 
 
 def test_the_comment_goes_before_the_name_and_the_users_pattern_before_both():
@@ -62,11 +63,26 @@ def test_the_comment_goes_before_the_name_and_the_users_pattern_before_both():
     assert clock.start_of(path, comment, pattern="%Y-%m-%d %H") == datetime(2024, 2, 3, 4)
 
 
-def test_times_are_shown_in_the_zone_that_was_asked_for():
+def test_a_pattern_that_does_not_fit_leaves_it_to_the_comment_and_the_name():
     path = Path("20230506_193000.WAV")
-    found = clock.start_of(path, "", recorder_zone=UTC, shown_zone=LJUBLJANA)
-    assert found.isoformat() == "2023-05-06T21:30:00+02:00"
-    assert clock.start_of(path, "", shown_zone=LJUBLJANA).isoformat() == "2023-05-06T19:30:00"
+    assert clock.start_of(path, "", pattern="box_%Y-%m-%d_%H") == datetime(2023, 5, 6, 19, 30)
+
+
+def test_a_moment_is_shown_in_the_zone_that_was_asked_for():
+    moment = datetime(2023, 5, 6, 19, 30, tzinfo=UTC)
+    assert clock.in_zone(moment, LJUBLJANA).isoformat() == "2023-05-06T21:30:00+02:00"
+    assert clock.in_zone(moment.replace(tzinfo=None), LJUBLJANA).tzinfo is None
+    # Before the first year there is.
+    assert clock.in_zone(datetime(1, 1, 1, tzinfo=UTC), clock.zone("-05:00")).year == 1
+
+
+def test_seconds_that_pass_count_the_hour_that_comes_twice():
+    zone = LJUBLJANA
+    start, end = (
+        datetime(2023, 10, 29, 2, tzinfo=zone),
+        datetime(2023, 10, 29, 2, tzinfo=zone, fold=1),
+    )
+    assert clock.between(start, end) == 3600
 
 
 def test_an_hour_is_an_hour_also_when_clocks_are_put_back():
@@ -85,7 +101,7 @@ def test_what_is_no_zone_is_named(name):
         clock.zone(name)
 
 
-@pytest.mark.parametrize("pattern", ["%Y%m%d", "%H%M%S", "%Q", "%", "name"])
+@pytest.mark.parametrize("pattern", ["%Y%m%d", "%H%M%S", "%Q", "%", "name", "%Y%m%d_%H_%Y"])
 def test_a_pattern_that_gives_no_time_is_refused(pattern):
     with pytest.raises(ParameterError, match="pattern="):
         clock.check_pattern(pattern)
@@ -97,5 +113,6 @@ def test_usual_patterns_pass():
 
 
 def test_a_time_of_a_table_that_is_none_is_named():
-    with pytest.raises(ParameterError, match="recorded_at='yesterday'"):
-        clock.of_table("yesterday")
+    for text in ("yesterday", "2024-05-01"):
+        with pytest.raises(ParameterError, match=f"recorded_at='{text}'"):
+            clock.of_table(text)

@@ -21,7 +21,8 @@ def listened(margins, *, number=0, continues=False, problems=(), first_s=0.0):
     """A recording with these windows, as long as they are."""
     duration_s = (len(margins) - 1) * HOP_S + WINDOW_S
     start = START + timedelta(seconds=number * duration_s)
-    placed = Placed(recording(f"{number}.wav", start=start, duration_s=duration_s), continues, 0)
+    before = recording(f"{number - 1}.wav").uri if continues else None
+    placed = Placed(recording(f"{number}.wav", start=start, duration_s=duration_s), before, 0)
     return Listened(placed, part_of(placed, margins, problems=problems, first_s=first_s))
 
 
@@ -71,6 +72,11 @@ def test_an_event_goes_on_in_the_recording_that_continues():
 def test_a_recording_that_does_not_continue_begins_anew():
     apart = [listened([2]), listened([2], number=1)]
     assert [len(part) for part in events.chains(apart)] == [1, 1]
+
+
+def test_a_recording_that_was_not_heard_is_a_hole():
+    chain = [listened([2]), listened([2], number=2, continues=True)]
+    assert [len(part) for part in events.chains(chain)] == [1, 1]
 
 
 def test_a_hole_ends_an_event():

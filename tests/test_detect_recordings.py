@@ -65,9 +65,9 @@ def test_a_table_gives_time_and_location_by_path_or_name(tmp_path):
     other = write(tmp_path / "site" / "20240501_220000.wav", sound(1, []))
     table = tmp_path / "t.csv"
     table.write_text("file,recorded_at,location\nsite/a.wav,2024-05-01T23:00:00+02:00,box 7\n")
-    dating = Dating(RecordingTable.read(table), recorder_zone=UTC, shown_zone=UTC)
+    dating = Dating(RecordingTable.read(table), recorder_zone=UTC)
     found = inspect(path.resolve(), dating)
-    assert (found.location, found.started_at) == ("box 7", "2024-05-01T21:00:00+00:00")
+    assert (found.location, found.started_at) == ("box 7", "2024-05-01T23:00:00+02:00")
     found = inspect(other.resolve(), dating)
     assert (found.location, found.started_at) == ("site", "2024-05-01T22:00:00+00:00")
     table.write_text("file,location\na.wav,box 8\n")

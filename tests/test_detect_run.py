@@ -21,7 +21,7 @@ from field_toys import (
 
 from qbee.audio import mel
 from qbee.data import labels
-from qbee.detect import events, label_files, tables
+from qbee.detect import clock, events, label_files, tables
 from qbee.detect.events import EventRule
 from qbee.detect.recordings import Dating, find, inspect, inspect_all
 from qbee.detect.run import Detection, DetectSettings
@@ -284,13 +284,72 @@ def test_one_long_recording_and_its_pieces_are_heard_alike(tmp_path):
     assert all(start in (0, 1) for start in starts)
 
 
-def test_a_missing_or_damaged_part_is_named(tmp_path):
+@pytest.mark.parametrize("length", [0, 100])
+def test_a_damaged_part_is_named_and_heard_again(tmp_path, length):
     season(tmp_path / "field", nights=1, files=1)
     detection = hear(tmp_path / "out", [tmp_path / "field"])
     (part,) = (tmp_path / "out/work/parts").iterdir()
-    part.write_bytes(part.read_bytes()[:100])
+    whole = part.read_bytes()
+    part.write_bytes(whole[:length])
     with pytest.raises(ModelFileError, match=part.name):
         _ = detection.listened
+    hear(tmp_path / "out", [tmp_path / "field"])
+    assert part.read_bytes() == whole
+
+
+def test_a_file_that_was_gone_is_heard_when_it_is_back(tmp_path):
+    (path,) = season(tmp_path / "field", nights=1, files=1)
+    found = [inspect(path, Dating())]
+    path.rename(tmp_path / "away")
+    detection = Detection(tmp_path / "out", SETTINGS)
+    detection.hear(found, LoudnessEars(), workers=1, on_error="skip")
+    assert kinds(detection) == {path.name: [("unreadable", "left_out")]}
+    (tmp_path / "away").rename(path)
+    assert kinds(hear(tmp_path / "out", [path])) == {path.name: []}
+
+
+def test_what_an_unfinished_run_did_not_hear_is_told_and_parts_the_events(tmp_path):
+    paths = season(tmp_path / "field", nights=1)
+    hear(tmp_path / "out", paths)
+    write(paths[1], sound(20, [(1, 19)], seed=7))
+    detection = Detection(tmp_path / "out", SETTINGS)
+    detection._add([inspect(path, Dating()) for path in paths])
+    hear(tmp_path / "out", [paths[0], paths[2]])
+    assert kinds(detection)[paths[1].name] == [("not_heard", "left_out")]
+    assert len(margins(detection)[paths[1].name]) == 0
+    assert [len(chain) for chain in events.chains(detection.listened)] == [2, 1]
+
+
+def test_two_recorders_that_call_their_folders_alike_do_not_continue_each_other(tmp_path):
+    for card in ("card1", "card2"):
+        season(tmp_path / card, nights=1)
+    found = events.chains(hear(tmp_path / "out", [tmp_path]).listened)
+    parents = [{one.placed.recording.path.parent for one in chain} for chain in found]
+    assert [len(chain) for chain in found] == [3, 3]
+    assert all(len(some) == 1 for some in parents)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    detection = Detection(tmp_path, SETTINGS)
+    with (
+        detection.locked(),
+        pytest.raises(ParameterError, match="another run"),
+        Detection(tmp_path, SETTINGS).locked(),
+    ):
+        pass
+    with Detection(tmp_path, SETTINGS).locked():
+        pass
+
+
+def test_all_times_are_shown_in_the_zone_that_was_asked_for_last(tmp_path):
+    paths = season(tmp_path / "field", nights=1, files=2)
+    detection = Detection(tmp_path / "out", SETTINGS)
+    for path, zone in zip(paths, ("UTC", "+02:00"), strict=True):
+        found = [inspect(path, Dating(recorder_zone=clock.zone(zone)))]
+        detection.hear(found, LoudnessEars(), workers=1, on_error="skip")
+    shown = Detection(tmp_path / "out", SETTINGS, zone="Europe/Ljubljana").listened
+    texts = [tables.time_text(one, 0.0) for one in shown]
+    assert texts == ["2024-05-01T22:00:20.000+02:00", "2024-05-02T00:00:00.000+02:00"]
 
 
 def events_of(detection):
@@ -321,17 +380,25 @@ def test_label_files_of_raven_and_audacity_read_as_the_events(tmp_path):
         assert read == expected
 
 
-def test_label_files_of_events_that_are_none_any_more_are_removed(tmp_path):
+def test_label_files_of_events_that_are_none_any_more_are_removed_but_edited_ones_stay(tmp_path):
     found = events_of(hear(tmp_path / "out", season(tmp_path / "field", nights=1)))
-    label_files.write(tmp_path / "out", found, FRONT_END)
-    raven, _ = label_files.write(tmp_path / "out", found[:1], FRONT_END)
-    assert sorted((tmp_path / "out" / "raven").rglob("*.txt")) == raven
+    before, _ = label_files.write(tmp_path / "out", found, FRONT_END)
+    mine = before[0].with_name("mine.Table.2.selections.txt")
+    mine.write_text("my own")
+    before[0].write_text("edited")
+    after, _ = label_files.write(tmp_path / "out", found[:1], FRONT_END)
+    assert after == [before[0].with_name(before[0].name.replace(".Table", " (2).Table"))]
+    kept = {before[0], mine, after[0]}
+    assert set((tmp_path / "out" / "raven").rglob("*.txt")) == kept
+    assert before[0].read_text() == "edited"
 
 
-@pytest.mark.parametrize("text", ["../../etc", "/", "a/b", "..", "", "x" * 300, "a\nb", "č ž.1"])
+@pytest.mark.parametrize(
+    "text", ["../../etc", "/", "a/b", "..", "", "x" * 300, "Ж" * 119, "a\nb", "č ž.1"]
+)
 def test_no_name_leaves_its_folder(tmp_path, text):
     name = label_files.safe_name(text)
     path = (tmp_path / name).resolve()
     assert path.parent == tmp_path.resolve()
-    assert len(name) <= 120
+    assert len(name.encode()) <= 120
     assert label_files.safe_name(name) == name

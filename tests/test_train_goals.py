@@ -48,21 +48,27 @@ def test_what_is_no_goal_is_refused_with_the_forms(text):
         goals.parse(text)
 
 
-def test_neighbouring_windows_are_one_alarm_and_others_are_several():
+def test_alarms_are_rows_and_long_ones_count_for_every_window_length():
     windows = windows_of([[0, 0, 0, 0, 0, 0], [0, 0, 0], [0, 1, 0]])
     found = np.array([1, 1, 0, 1, 0, 1, 1, 0, 0, 1, 1, 1], float)
     alarms = goals.Quiet(windows, FRONT_END).alarms(found, 0.5)
-    # rows [1 1], [1], [1] of the first recording, and the first window of the second
-    assert (alarms.alarms, alarms.recordings, alarms.of_quiet_recordings) == (4, 2, True)
+    # rows [1 1] of one and a half windows, [1], [1] in the first recording, [1] in the second
+    assert (alarms.alarms, alarms.recordings, alarms.of_quiet_recordings) == (5, 2, True)
     seconds = 5 * HOP_S + 2 * HOP_S + 2 * FRONT_END.window_s
     assert alarms.hours == pytest.approx(seconds / 3600)
-    assert alarms.per_hour == pytest.approx(4 * 3600 / seconds)
+    assert alarms.per_hour == pytest.approx(5 * 3600 / seconds)
+
+
+def test_calling_everything_buzz_is_an_alarm_all_the_time():
+    windows = windows_of([[0] * 1799])
+    alarms = goals.Quiet(windows, FRONT_END).alarms(np.ones(1799), 0.5)
+    assert alarms.per_hour == pytest.approx(3600 / FRONT_END.window_s)
 
 
 def test_without_a_quiet_recording_the_quiet_stretches_count():
     windows = windows_of([[0, 0, 1, 0, 0]])
     alarms = goals.Quiet(windows, FRONT_END).alarms(np.ones(5), 0.5)
-    assert (alarms.alarms, alarms.of_quiet_recordings) == (2, False)
+    assert (alarms.alarms, alarms.of_quiet_recordings) == (4, False)
     assert alarms.hours == pytest.approx(2 * (HOP_S + FRONT_END.window_s) / 3600)
 
 

@@ -24,6 +24,7 @@ MP3_SLACK_FRAMES = 2 * 1152
 BAD_FILE = 7
 # In these formats a place is found exactly, without decoding what lies before it.
 SEEKABLE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "FLAC")
+MOST_BLOCK_VALUES = 1 << 26
 # Hears decoded samples [n, channels], float32, before they are averaged and resampled.
 Listener = Callable[[np.ndarray], None]
 CUT_CHUNK = re.compile(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -156,7 +157,9 @@ def _resampled(
     listener: Listener | None,
 ) -> Iterator[np.ndarray]:
     with _opened(path) as file:
-        block_frames = max(1, round(block_s * file.samplerate))
+        # A damaged header may claim any rate, and memory is asked for before anything is read.
+        most = MOST_BLOCK_VALUES // file.channels
+        block_frames = max(1, min(round(block_s * file.samplerate), most))
         blocks = _without_first(_mono_blocks(file, path, block_frames, listener), skip_samples)
         if file.samplerate == sample_rate_hz:
             yield from blocks

@@ -164,6 +164,8 @@ def print_adaptation(found: Adaptation, out: Path) -> None:
 
 def print_summary(found: Summary, out: Path) -> None:
     """Print what a detection found."""
+    from qbee.field.detecting import RECORDERS_CLOCK
+
     table = Table(title=escape(f"{found.heard_hours:.2f} hours heard, {found.windows} windows"))
     table.add_column("")
     table.add_column("", justify="right")
@@ -183,4 +185,4 @@ def print_summary(found: Summary, out: Path) -> None:
     console.print(table)
     if found.left_out or found.used_partly or found.warnings:
         print_line(f"Problems: {out / 'problems.csv'}")
-    print_line(f"Times: {found.zone}. Tables: {out}")
+    print_line(f"Times: {found.zone or RECORDERS_CLOCK}. Tables: {out}")

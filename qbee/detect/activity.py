@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from itertools import groupby
 
 from qbee.detect import clock
@@ -77,18 +77,11 @@ def _hours(one: Listened, start_s: float, end_s: float) -> Iterable[tuple[Hour, 
     if recording.start is None:
         return
     now, end = (clock.after(recording.start, seconds) for seconds in (start_s, end_s))
-    while (left := _between(now, end)) > 0:
+    while (left := clock.between(now, end)) > 0:
         to_next = HOUR.total_seconds() - (now.minute * 60 + now.second + now.microsecond / 1e6)
         seconds = min(left, to_next)
         yield Hour(recording.location, now.date(), now.hour), seconds
         now = clock.after(now, seconds)
-
-
-def _between(start: datetime, end: datetime) -> float:
-    """Seconds that pass; a subtraction within a zone does not see its clocks put back."""
-    if start.tzinfo is not None:
-        start, end = start.astimezone(UTC), end.astimezone(UTC)
-    return (end - start).total_seconds()
 
 
 def by_day(hours: dict[Hour, Effort]) -> dict[tuple[str, date], Effort]:

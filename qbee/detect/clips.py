@@ -12,6 +12,7 @@ import soundfile
 
 from qbee.audio import load
 from qbee.detect.events import Event, Span
+from qbee.errors import AudioError
 from qbee.records import FrontEnd
 
 # Sound on both sides of an event, for the ear.
@@ -29,12 +30,14 @@ class Clip:
 
 
 def top(events: Sequence[Event], count: int) -> list[Event]:
-    """The surest events, the surest first."""
+    """The surest events, the surest first; of equal ones any, but always the same."""
+    # Logits of few bits make many equal, which must not all be of the first recording.
+    shuffled = [events[i] for i in np.random.default_rng(0).permutation(len(events))]
 
     def order(event: Event) -> tuple[float, float]:
         return -event.peak_probability, -event.mean_probability
 
-    return sorted(events, key=order)[:count]
+    return sorted(shuffled, key=order)[:count]
 
 
 def stretch(event: Event) -> Span:
@@ -65,11 +68,16 @@ def cut(span: Span) -> Clip:
     Raises
     ------
     AudioError
-        if the recording cannot be read any more.
+        if the recording cannot be read any more, or ends before the stretch.
     """
     recording = span.listened.placed.recording
     samples, rate = load.excerpt(recording.path, start_s=span.start_s, end_s=span.end_s)
-    return Clip(_flac(samples, rate), span.start_s, len(samples) / rate)
+    if not len(samples):
+        raise AudioError(f"{recording.name}: has no sound at second {span.start_s:g} any more")
+    try:
+        return Clip(_flac(samples, rate), span.start_s, len(samples) / rate)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{recording.name}: FLAC cannot hold {rate} Hz") from error
 
 
 def _flac(samples: np.ndarray, rate: int) -> bytes:

@@ -70,9 +70,10 @@ def of_comment(comment: str) -> datetime | None:
     clock, date, sign, hours, minutes = found.groups()
     try:
         start = datetime.strptime(f"{date} {clock}", "%d/%m/%Y %H:%M:%S")
+        return start.replace(tzinfo=_fixed(sign, hours, minutes) if sign else UTC)
+    # A day or an offset that does not exist; ParameterError is a ValueError.
     except ValueError:
         return None
-    return start.replace(tzinfo=_fixed(sign, hours, minutes) if sign else UTC)
 
 
 @cache
@@ -97,7 +98,10 @@ def check_pattern(pattern: str) -> str:
         naming what it lacks.
     """
     _expression(pattern)
-    has = {name for name in DIRECTIVES if f"%{name}" in pattern.replace("%%", "")}
+    plain = pattern.replace("%%", "")
+    has = {name for name in DIRECTIVES if f"%{name}" in plain}
+    if any(plain.count(f"%{name}") > 1 for name in has):
+        raise ParameterError(f"pattern={pattern!r} must have every directive once")
     if not ({"Y", "y"} & has and ({"m", "d"} <= has or "j" in has) and "H" in has):
         raise ParameterError(
             f"pattern={pattern!r} must have a year (%Y), month (%m), day (%d) and hour (%H)"
@@ -127,6 +131,9 @@ def of_table(text: str) -> datetime:
         if it is something else.
     """
     try:
+        # A date alone would be taken for midnight.
+        if len(text) <= len("2023-05-06"):
+            raise ValueError(text)
         return datetime.fromisoformat(text)
     except ValueError as error:
         raise ParameterError(
@@ -134,32 +141,29 @@ def of_table(text: str) -> datetime:
         ) from error
 
 
-def start_of(
-    path: Path,
-    comment: str,
-    *,
-    pattern: str | None = None,
-    recorder_zone: tzinfo | None = None,
-    shown_zone: tzinfo | None = None,
-) -> datetime | None:
-    """When a recording began, by its name or its comment; None if neither says it.
+def start_of(path: Path, comment: str, *, pattern: str | None = None) -> datetime | None:
+    """When a recording began; None if nothing says it.
 
-    A pattern of the user's goes before the comment, and that before AudioMoth's names.
-
-    Parameters
-    ----------
-    recorder_zone : of times without a zone, which otherwise stay without one
-    shown_zone : that times with a zone are converted to
+    By the user's pattern, the comment of an AudioMoth, or a name such as AudioMoth's: the first of
+    these that says it.
     """
-    found = of_name(path.name, pattern) if pattern else of_comment(comment) or of_name(path.name)
-    return None if found is None else in_zone(found, recorder_zone, shown_zone)
+    found = of_name(path.name, pattern) if pattern else None
+    return found or of_comment(comment) or of_name(path.name)
 
 
-def in_zone(start: datetime, recorder_zone: tzinfo | None, shown_zone: tzinfo | None) -> datetime:
-    """A time of a recorder's clock, in the zone that is to be shown."""
-    if start.tzinfo is None:
-        start = start.replace(tzinfo=recorder_zone)
-    return start.astimezone(shown_zone) if start.tzinfo and shown_zone else start
+def in_zone(moment: datetime, zone: tzinfo | None) -> datetime:
+    """The same moment in a zone, if both are known; the year 1 has no place in some zones."""
+    try:
+        return moment.astimezone(zone) if moment.tzinfo and zone else moment
+    except OverflowError:
+        return moment
+
+
+def between(start: datetime, end: datetime) -> float:
+    """Seconds that pass; a subtraction within a zone would not see its clocks put back."""
+    if start.tzinfo is not None:
+        start, end = start.astimezone(UTC), end.astimezone(UTC)
+    return (end - start).total_seconds()
 
 
 def after(start: datetime, seconds: float) -> datetime:

@@ -83,8 +83,10 @@ def chains(listened: Sequence[Listened]) -> list[list[Listened]]:
     """Recordings in order, those together that are one sound."""
     found: list[list[Listened]] = []
     for one in listened:
-        # What was left out is a hole; the next recording begins anew.
-        if found and one.placed.continues and not found[-1][-1].part.is_damaged:
+        last = found[-1][-1] if found else None
+        # What is damaged, or was not heard, is a hole; the next recording begins anew.
+        is_next = last is not None and last.placed.recording.uri == one.placed.before
+        if last is not None and is_next and not last.part.is_damaged:
             found[-1].append(one)
         else:
             found.append([one])

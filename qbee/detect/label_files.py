@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from qbee.detect.events import Event, Span
 from qbee.detect.tables import time_text
 from qbee.files import make_folder, write_text
-from qbee.records import FrontEnd
+from qbee.records import FrontEnd, read_as
 
 RAVEN_COLUMNS = (
     "Selection",
@@ -25,13 +29,17 @@ RAVEN_COLUMNS = (
     "Probability",
 )
 LABEL = "buzz"
-LONGEST_NAME = 120
+LONGEST_NAME_BYTES = 120
+# Tables that were written, with the SHA-256 of each.
+MANIFEST = "label_files.json"
 
 
 def safe_name(text: str) -> str:
     """``text`` as the name of one file or folder, which stays where it is put."""
-    plain = re.sub(r"[^\w .+@=-]", "_", text).strip(" .")[:LONGEST_NAME]
-    return plain or "_"
+    plain = re.sub(r"[^\w .+@=-]", "_", text).strip(" .")
+    # File systems count bytes.
+    cut = plain.encode("utf-8", "replace")[:LONGEST_NAME_BYTES].decode("utf-8", "ignore")
+    return cut.strip(" .") or "_"
 
 
 def write(
@@ -39,7 +47,8 @@ def write(
 ) -> tuple[list[Path], list[Path]]:
     """Write ``raven/LOCATION/NAME.Table.1.selections.txt`` and ``audacity/LOCATION/NAME.txt``.
 
-    Tables of events that are none any more are removed.
+    Tables that were written before give way, unless they were edited since: those stay, and the
+    new one gets another name.
 
     Returns
     -------
@@ -50,30 +59,52 @@ def write(
         for span in event.spans:
             uri = span.listened.placed.recording.uri
             by_recording.setdefault(uri, []).append((event, span))
+    _remove_written(folder)
     raven, audacity = [], []
-    taken: set[str] = set()
     for found in by_recording.values():
-        name = _free_name(found[0][1], taken)
-        raven.append(folder / "raven" / f"{name}.Table.1.selections.txt")
-        audacity.append(folder / "audacity" / f"{name}.txt")
-        _write(raven[-1], _raven_lines(found, front_end))
-        _write(audacity[-1], (f"{s.start_s:.6f}\t{s.end_s:.6f}\t{LABEL}" for _, s in found))
-    for kind, paths in (("raven", raven), ("audacity", audacity)):
-        for old in set((folder / kind).rglob("*.txt")) - set(paths):
-            old.unlink()
+        tables = _tables(folder, _plain_name(found[0][1]))
+        _write(tables[0], _raven_lines(found, front_end))
+        _write(tables[1], (f"{s.start_s:.6f}\t{s.end_s:.6f}\t{LABEL}" for _, s in found))
+        raven.append(tables[0])
+        audacity.append(tables[1])
+    written = {path.relative_to(folder).as_posix(): _digest(path) for path in [*raven, *audacity]}
+    make_folder(folder / "work")
+    write_text(folder / "work" / MANIFEST, json.dumps(written, indent=1))
     return raven, audacity
 
 
-def _free_name(span: Span, taken: set[str]) -> str:
-    """Location and name of a recording as a relative path that no other recording has."""
+def _remove_written(folder: Path) -> None:
+    """Remove tables of before that nobody has edited."""
+    manifest = folder / "work" / MANIFEST
+    if not manifest.exists():
+        return
+    for name, digest in read_as(manifest, TypeAdapter(dict[str, str])).items():
+        path = folder / name
+        is_ours = ".." not in path.parts and path.is_file() and _digest(path) == digest
+        if is_ours:
+            path.unlink()
+    manifest.unlink()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _plain_name(span: Span) -> str:
     recording = span.listened.placed.recording
-    plain = f"{safe_name(recording.location)}/{safe_name(recording.path.stem)}"
+    return f"{safe_name(recording.location)}/{safe_name(recording.path.stem)}"
+
+
+def _tables(folder: Path, plain: str) -> tuple[Path, Path]:
+    """Paths of both tables of a recording, under a name that is free."""
     name, number = plain, 1
-    while name.casefold() in taken:
+    while True:
+        raven = folder / "raven" / f"{name}.Table.1.selections.txt"
+        audacity = folder / "audacity" / f"{name}.txt"
+        if not raven.exists() and not audacity.exists():
+            return raven, audacity
         number += 1
         name = f"{plain} ({number})"
-    taken.add(name.casefold())
-    return name
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:

@@ -49,12 +49,13 @@ def listen(
     heard = _Hearing(recording, skip_samples, front_end, found.sample_rate_hz)
     margins, damage = heard.margins(logits, on_progress)
     problems += damage
-    if (identity.size_bytes, identity.modified_ns) != _state(path):
+    state = _state(path)
+    if state != (identity.size_bytes, identity.modified_ns):
         text = "it was changed while it was read: a recorder may still be writing it"
+        text = "it was gone before it was read to its end" if state is None else text
         return Part.nothing(identity, (_problem("changed", "left_out", text),))
     if not len(margins) and not damage:
-        text = f"{found.duration_s:.3f} s are shorter than a window of {front_end.window_s:g} s"
-        problems.append(_problem("too_short", "left_out", text))
+        problems.append(_too_short(found.duration_s, front_end, continues=skip_samples > 0))
     return Part(identity, skip_samples / found.sample_rate_hz, margins, tuple(problems))
 
 
@@ -96,6 +97,14 @@ class _Hearing:
             problems.append(_unreadable(self.path, error, "cut_short", effect, at_s))
         problems += [_of_sound(fault) for fault in self.meter.found()]
         return np.concatenate(found), problems
+
+
+def _too_short(duration_s: float, front_end: FrontEnd, *, continues: bool) -> Problem:
+    """No window is inside; one that continues another may have had its only one over the cut."""
+    text = f"{duration_s:.3f} s hold no window of {front_end.window_s:g} s"
+    if continues and duration_s >= front_end.window_s:
+        return _problem("too_short", "used", f"{text} that does not lie over the cut before it")
+    return _problem("too_short", "left_out", text)
 
 
 def _state(path: Path) -> tuple[int, int] | None:

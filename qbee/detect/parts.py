@@ -26,12 +26,14 @@ ProblemKind = (
         "rate_too_low",
         "changed",
         "crashed",
+        "not_heard",
         "cut_short",
         "rate_change",
         "overlap",
         "no_start_time",
     ]
 )
+TRIED_AGAIN = ("crashed", "changed", "unreadable")
 Effect = Literal["left_out", "used_partly", "used"]
 
 
@@ -51,6 +53,10 @@ class Identity(Record):
     size_bytes: int
     modified_ns: int
     skip_samples: int
+
+    def is_same_file(self, other: Identity) -> bool:
+        """Whether both are of one state of a file, heard from any sample on."""
+        return self.model_copy(update={"skip_samples": other.skip_samples}) == other
 
     @classmethod
     def of(cls, recording: FieldRecording, skip_samples: int) -> Identity:
@@ -133,18 +139,21 @@ class Parts:
         path = self._path(uri)
         if not path.exists():
             return None
-        found, values = arrays.load(path)
         try:
+            found, values = arrays.load(path)
             stored = Stored.model_validate(values)
             margins = found["margins"]
-        except (ValidationError, KeyError) as error:
-            raise ModelFileError(f"{path}: damaged; delete it to hear the file again") from error
+        except (ModelFileError, ValidationError, KeyError) as error:
+            raise ModelFileError(f"{path}: damaged; name its recording again") from error
         return Part(stored.identity, stored.first_s, margins.astype(np.float32), stored.problems)
 
     def has(self, identity: Identity) -> bool:
         """Whether this state of a file was heard to its end, or to its damage."""
-        part = self.load(identity.uri)
+        try:
+            part = self.load(identity.uri)
+        except ModelFileError:
+            return False
         if part is None or part.identity != identity:
             return False
-        # A process may have died of something else than the recording.
-        return not any(problem.kind == "crashed" for problem in part.problems)
+        # A process may have died of something else, and a disk that was gone may be back.
+        return not any(problem.kind in TRIED_AGAIN for problem in part.problems)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import glob
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -21,15 +21,15 @@ from qbee.errors import AudioError, ParameterError
 from qbee.records import FrontEnd, Record
 
 # Names give whole seconds, so the end of one recording and the start of the next differ by less.
-CONTINUES_WITHIN = timedelta(seconds=1)
+CONTINUES_WITHIN_S = 1.0
 
 
 class FieldRecording(Record):
     """A recording of a recorder in the field, as it was found.
 
     ``uri`` is its address (names of files need not be text). ``started_at`` is ISO 8601, with an
-    offset if that is known, and ``zone`` the name of its time zone, if it has one. The rate and
-    the duration are None if it cannot be read.
+    offset if that is known, and ``zone`` the name of the time zone it is shown in, if any. The
+    rate and the duration are None if it cannot be read.
     """
 
     uri: str
@@ -48,8 +48,8 @@ class FieldRecording(Record):
 
     @property
     def name(self) -> str:
-        """Path as it is written to tables, which are UTF-8."""
-        return os.fsencode(self.path).decode("utf-8", "backslashreplace")
+        """Path as it is written to tables."""
+        return plain(self.path)
 
     @property
     def start(self) -> datetime | None:
@@ -57,14 +57,18 @@ class FieldRecording(Record):
         if self.started_at is None:
             return None
         start = datetime.fromisoformat(self.started_at)
-        return start if self.zone is None else start.astimezone(clock.zone(self.zone))
+        return clock.in_zone(start, clock.zone(self.zone) if self.zone else None)
+
+    def shown_in(self, zone: str | None) -> FieldRecording:
+        """The same, with times in another zone; as it is without one."""
+        return self if zone is None else self.model_copy(update={"zone": zone})
 
     @property
     def order(self) -> tuple:
-        """Key that sorts recordings by place and time, those without a time by name."""
+        """Key that sorts recordings by place, folder and time, those without a time by name."""
         start = self.start
         moment = None if start is None else start.replace(tzinfo=start.tzinfo or UTC).timestamp()
-        return self.location, moment is None, moment or 0.0, self.name
+        return self.location, plain(self.path.parent), moment is None, moment or 0.0, self.name
 
 
 def find(arguments: Sequence[str | Path]) -> list[Path]:
@@ -90,7 +94,8 @@ def find(arguments: Sequence[str | Path]) -> list[Path]:
             if is_there and not files:
                 kinds = ", ".join(AUDIO_SUFFIXES)
                 raise ParameterError(f"{argument}: the folder has no sound files ({kinds})")
-            found.update((path.resolve(), None) for path in files)
+            # Not resolved: names of links say what names of their targets need not.
+            found.update((Path(os.path.abspath(path)), None) for path in files)  # noqa: PTH100
     return sorted(found)
 
 
@@ -99,7 +104,20 @@ def _below(folder: Path) -> list[Path]:
         is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         return path.suffix.lower() in AUDIO_SUFFIXES and not is_hidden and path.is_file()
 
-    return [path for path in folder.rglob("*") if is_wanted(path)]
+    # Links to folders are followed, as cards are often linked to; a loop ends with the path.
+    return [path for path in _walked(folder) if is_wanted(path)]
+
+
+def _walked(folder: Path) -> Iterator[Path]:
+    """All files below a folder, through links too; no folder twice."""
+    seen: set[Path] = set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        real = Path(where).resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(where, name) for name in files)
 
 
 class Told(NamedTuple):
@@ -156,48 +174,40 @@ class Dating:
     Parameters
     ----------
     table : goes before everything else
-    pattern : of strptime, in names of files; without it comments and names of AudioMoth count
+    pattern : of strptime, in names of files; then comments and names of AudioMoth count
     recorder_zone : of times without a zone
-    shown_zone : in which times with a zone are given
     """
 
     table: RecordingTable | None = None
     pattern: str | None = None
     recorder_zone: tzinfo | None = None
-    shown_zone: tzinfo | None = None
 
     def start_of(self, path: Path, comment: str) -> datetime | None:
         """When a recording began, or None if nothing says it."""
         told = self.table.of(path).started_at if self.table else None
-        if told is not None:
-            return clock.in_zone(told, self.recorder_zone, self.shown_zone)
-        return clock.start_of(
-            path,
-            comment,
-            pattern=self.pattern,
-            recorder_zone=self.recorder_zone,
-            shown_zone=self.shown_zone,
-        )
+        found = told or clock.start_of(path, comment, pattern=self.pattern)
+        if found is None or found.tzinfo is not None:
+            return found
+        return found.replace(tzinfo=self.recorder_zone)
 
     def location_of(self, path: Path) -> str:
         """Location by the table, or the name of the folder."""
         told = self.table.of(path).location if self.table else None
-        name = told or path.parent.name or "/"
-        return os.fsencode(name).decode("utf-8", "backslashreplace")
+        return plain(told or path.parent.name or "/")
+
+
+def plain(name: str | os.PathLike[str]) -> str:
+    """A path or name as text of UTF-8, which names of files need not be."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def inspect(path: Path, dating: Dating) -> FieldRecording:
-    """A recording by its header; one that cannot be read has no duration.
-
-    Raises
-    ------
-    ParameterError
-        if the file is gone.
-    """
+    """A recording by its header; one that cannot be read, or is gone, has no duration."""
     try:
         state = path.stat()
-    except OSError as error:
-        raise ParameterError(f"{path}: {error.strerror}") from error
+        size_bytes, modified_ns = state.st_size, state.st_mtime_ns
+    except OSError:
+        size_bytes = modified_ns = 0
     try:
         found, comment = load.info(path, allow_cut=True), load.comment(path)
     except AudioError:
@@ -208,8 +218,8 @@ def inspect(path: Path, dating: Dating) -> FieldRecording:
         location=dating.location_of(path),
         started_at=None if start is None else start.isoformat(),
         zone=start.tzinfo.key if start and isinstance(start.tzinfo, ZoneInfo) else None,
-        size_bytes=state.st_size,
-        modified_ns=state.st_mtime_ns,
+        size_bytes=size_bytes,
+        modified_ns=modified_ns,
         sample_rate_hz=found.sample_rate_hz if found else None,
         duration_s=found.duration_s if found else None,
     )
@@ -219,14 +229,18 @@ def inspect(path: Path, dating: Dating) -> FieldRecording:
 class Placed:
     """A recording among the others.
 
-    ``continues`` means that it goes on where the one before it in the list ends;
-    ``skip_samples`` are left out at its beginning, so that its windows begin where they would in
-    one long file.
+    ``before`` is the address of the one that it continues, if any; ``skip_samples`` are left out
+    at its beginning, so that its windows begin where they would in one long file.
     """
 
     recording: FieldRecording
-    continues: bool
+    before: str | None
     skip_samples: int
+
+    @property
+    def continues(self) -> bool:
+        """Whether it goes on where another one ends."""
+        return self.before is not None
 
 
 def in_order(recordings: Sequence[FieldRecording], front_end: FrontEnd) -> list[Placed]:
@@ -242,7 +256,7 @@ def in_order(recordings: Sequence[FieldRecording], front_end: FrontEnd) -> list[
             hop = front_end.window_hop_s * recording.sample_rate_hz
             # Rounded first: an elapsed time on the grid must not be missed by a float's error.
             skip = round(math.ceil(round(elapsed / hop, 6)) * hop - elapsed)
-        placed.append(Placed(recording, continues, skip))
+        placed.append(Placed(recording, before.uri if continues and before else None, skip))
         before = recording
     return placed
 
@@ -257,10 +271,11 @@ def _continues(before: FieldRecording, after: FieldRecording) -> bool:
         return False
     has_zones = (before.start.tzinfo is None) == (after.start.tzinfo is None)
     is_alike = before.location == after.location and before.sample_rate_hz == after.sample_rate_hz
-    if not (has_zones and is_alike):
+    # One recorder writes into one folder; two may call theirs alike.
+    if not (has_zones and is_alike and before.path.parent == after.path.parent):
         return False
-    end = clock.after(before.start, before.duration_s)
-    return abs(after.start - end) <= CONTINUES_WITHIN
+    gap_s = clock.between(before.start, after.start) - before.duration_s
+    return abs(gap_s) <= CONTINUES_WITHIN_S
 
 
 def inspect_all(

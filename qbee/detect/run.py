@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+import fcntl
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import TypeAdapter
 
+from qbee.detect import clock
 from qbee.detect.crew import Done, Heard, OpenEars, Task, listen_to
 from qbee.detect.events import Listened
 from qbee.detect.parts import Identity, Part, Parts, Problem
@@ -45,16 +47,20 @@ class Progress:
 class Detection:
     """What was heard so far in a folder.
 
+    Parameters
+    ----------
+    zone : name of the time zone of all times that have one; without it, that of each recorder
+
     Raises
     ------
     ParameterError
         if the folder holds the detection of another detector.
     """
 
-    def __init__(self, folder: Path, settings: DetectSettings):
-        self.folder, self.settings = make_folder(folder), settings
+    def __init__(self, folder: Path, settings: DetectSettings, *, zone: str | None = None):
+        self.folder, self.settings, self.zone = make_folder(folder), settings, zone
         self.parts = Parts(self.folder / "work" / "parts")
-        self._index_path = self.folder / "work" / "recordings.json"
+        self._index_path = make_folder(self.folder / "work") / "recordings.json"
         stored = self.folder / FILE
         if stored.exists():
             _check_same(stored, DetectSettings.load(stored), settings)
@@ -63,12 +69,29 @@ class Detection:
     @property
     def recordings(self) -> tuple[FieldRecording, ...]:
         """All recordings this detection was ever asked to hear."""
-        return read_as(self._index_path, _INDEX) if self._index_path.exists() else ()
+        found = read_as(self._index_path, _INDEX) if self._index_path.exists() else ()
+        return tuple(one.shown_in(self.zone) for one in found)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of the folder.
+
+        Raises
+        ------
+        ParameterError
+            if there is one.
+        """
+        with (self.folder / "work" / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ParameterError(f"{self.folder}: another run is at work here") from error
+            yield
 
     def _add(self, recordings: Sequence[FieldRecording]) -> None:
-        known = {one.uri: one for one in self.recordings}
+        found = read_as(self._index_path, _INDEX) if self._index_path.exists() else ()
+        known = {one.uri: one for one in found}
         known |= {one.uri: one for one in recordings}
-        make_folder(self._index_path.parent)
         write_text(self._index_path, _INDEX.dump_json(tuple(known.values()), indent=1).decode())
 
     def hear(
@@ -142,8 +165,13 @@ class Detection:
         found = []
         for placed in in_order(self.recordings, self._front_end):
             part = self.parts.load(placed.recording.uri)
-            if part is not None:
-                found.append(Listened(placed, part))
+            identity = Identity.of(placed.recording, placed.skip_samples)
+            if part is None or not part.identity.is_same_file(identity):
+                # Of a run that did not end, which was not continued.
+                text = "it was not heard to its end, or has changed since: name it again"
+                problem = Problem(kind="not_heard", effect="left_out", at_s=0.0, text=text)
+                part = Part.nothing(identity, (problem,))
+            found.append(Listened(placed, part))
         return with_common_problems(found)
 
 
@@ -197,4 +225,4 @@ def _overlap_s(before: Placed, after: Placed) -> float:
         return 0.0
     if (one.start.tzinfo is None) != (other.start.tzinfo is None):
         return 0.0
-    return one.duration_s - (other.start - one.start).total_seconds()
+    return one.duration_s - clock.between(one.start, other.start)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from qbee.audio import faults, load, mel
 from qbee.detect.listening import UNUSABLE, low_rate
+from qbee.detect.recordings import plain
 from qbee.errors import AudioError
 from qbee.records import FrontEnd
 
@@ -81,11 +81,6 @@ def sample(
         if on_progress:
             on_progress(done + 1, len(rooms))
     return Sample(np.concatenate(found), tuple(used), tuple(skipped.messages))
-
-
-def plain(name: str) -> str:
-    """Text of a path, which need not be text, as it can be written to a file."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def shares(rooms: Sequence[int], total: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from qbee.records import FrontEnd
 from qbee.report import clip_plot
 from qbee.train import metrics
 
-FOLDER = "clips"
+FOLDER, TABLE = "clips", "clips.csv"
 HEADER = "clip", "file", "start_s", "end_s", "start_time", "location", "peak_probability"
 
 
@@ -41,17 +42,28 @@ def write_clips(
         sound, picture = folder / f"{name}.flac", folder / f"{name}.png"
         try:
             clip = clips.cut(span)
+            write_bytes(sound, clip.audio)
+            _draw(sound, picture, clip, span, detection.settings.front_end, rule)
         except AudioError as error:
             yield f"no clip: {error}"
             continue
-        write_bytes(sound, clip.audio)
-        _draw(sound, picture, clip, span, detection.settings.front_end, rule)
         kept |= {sound, picture}
         rows.append(_row(sound.name, clip, span, event))
-    write_rows(folder / "clips.csv", HEADER, rows)
-    for old in (*folder.glob("*.flac"), *folder.glob("*.png")):
-        if old not in kept:
-            old.unlink()
+    # Only what the table of before has: others may have put files here.
+    for old in _listed(folder / TABLE):
+        for path in (folder / old, (folder / old).with_suffix(".png")):
+            if path not in kept:
+                path.unlink(missing_ok=True)
+    write_rows(folder / TABLE, HEADER, rows)
+
+
+def _listed(table: Path) -> list[str]:
+    """Names of clips in a table that was written before."""
+    if not table.exists():
+        return []
+    with table.open(newline="", encoding="utf-8") as file:
+        names = [row[0] for row in csv.reader(file) if row][1:]
+    return [name for name in names if safe_name(name) == name]
 
 
 def _row(name: str, clip: clips.Clip, span: Span, event: Event) -> tuple:

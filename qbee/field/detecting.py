@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from qbee.detect.ears import FileEars
 from qbee.detect.events import Event, EventRule, Listened
 from qbee.detect.recordings import Dating, RecordingTable, find, inspect_all
 from qbee.detect.run import Detection, DetectSettings, OnError, Progress
-from qbee.detector import MODEL, Detector, Engine
+from qbee.detector import MODEL, Detector, Engine, network_digest
 from qbee.errors import ParameterError
 from qbee.field.clip_files import write_clips
 from qbee.files import read_bytes, write_text
@@ -29,6 +28,7 @@ from qbee.train import metrics
 
 AnyEngine = Engine | Literal["keras"]
 SUMMARY = "summary.json"
+RECORDERS_CLOCK = "of the recorder's clock"
 # Of the threshold: hysteresis as usual in voice activity detection, wide enough to bridge a dip.
 KEEP_SHARE = 0.5
 
@@ -39,7 +39,7 @@ class Summary(Record):
     model: str
     engine: str
     rule: EventRule
-    zone: str
+    zone: str | None
     recordings: int
     used: int
     used_partly: int
@@ -104,24 +104,31 @@ def detect(
     watcher = watcher or Watcher()
     settings, detector = _settings(Path(model), engine)
     rule = _rule(detector, threshold, keep_threshold, min_event_s, max_gap_s)
-    dating = _dating(start_times, name_pattern, recorder_zone, zone)
+    dating = _dating(start_times, name_pattern, recorder_zone)
+    if zone:
+        clock.zone(zone)
     paths = find(recordings)
-    detection = Detection(Path(out), settings)
-    watcher.stage("Looking at recordings")
-    found = inspect_all(paths, dating, on_progress=lambda n, all_: watcher.progress(n, all_, ""))
-    watcher.stage("Listening")
-    detection.hear(
-        found,
-        _ears(Path(model).resolve(), engine),
-        workers=workers,
-        on_error=on_error,
-        on_progress=_Clock(watcher).progress,
-    )
-    watcher.stage("Writing tables")
-    summary, heard = _written(detection, rule, zone or recorder_zone)
-    watcher.stage("Cutting clips")
-    for problem in write_clips(detection, heard.events, rule, clip_count):
-        watcher.note(problem)
+    detection = Detection(Path(out), settings, zone=zone)
+    with detection.locked():
+        watcher.stage("Looking at recordings")
+        found = inspect_all(paths, dating, on_progress=lambda n, of: watcher.progress(n, of, ""))
+        watcher.stage("Listening")
+        detection.hear(
+            found,
+            _ears(Path(model).resolve(), engine),
+            workers=workers,
+            on_error=on_error,
+            on_progress=_Clock(watcher).progress,
+        )
+        # With it the tables are whole; they are not while they are being written.
+        (detection.folder / SUMMARY).unlink(missing_ok=True)
+        watcher.stage("Writing tables")
+        heard = _written(detection, rule, zone or recorder_zone)
+        watcher.stage("Cutting clips")
+        for problem in write_clips(detection, heard.events, rule, clip_count):
+            watcher.note(problem)
+        summary = _summary(detection, rule, zone or recorder_zone, heard)
+        write_text(detection.folder / SUMMARY, summary.model_dump_json(indent=2) + "\n")
     return summary
 
 
@@ -141,7 +148,7 @@ def _settings(folder: Path, engine: AnyEngine) -> tuple[DetectSettings, Detector
     return (
         DetectSettings(
             model=str(folder.resolve()),
-            model_sha256=hashlib.sha256(read_bytes(folder / MODEL)).hexdigest(),
+            model_sha256=network_digest(read_bytes(folder / MODEL), source=str(folder / MODEL)),
             engine=engine,
             front_end=detector.card.front_end,
         ),
@@ -166,14 +173,11 @@ def _rule(
     return validated(EventRule, given)
 
 
-def _dating(
-    table: Path | None, pattern: str | None, recorder_zone: str | None, zone: str | None
-) -> Dating:
+def _dating(table: Path | None, pattern: str | None, recorder_zone: str | None) -> Dating:
     return Dating(
         table=RecordingTable.read(table) if table else None,
         pattern=clock.check_pattern(pattern) if pattern else None,
         recorder_zone=clock.zone(recorder_zone) if recorder_zone else None,
-        shown_zone=clock.zone(zone) if zone else None,
     )
 
 
@@ -196,9 +200,10 @@ class Found:
 
     listened: list[Listened]
     events: list[Event]
+    cuts: int
 
 
-def _written(detection: Detection, rule: EventRule, zone: str | None) -> tuple[Summary, Found]:
+def _written(detection: Detection, rule: EventRule, zone: str | None) -> Found:
     """Write all tables, plots and labels."""
     out, front_end = detection.folder, detection.settings.front_end
     listened = detection.listened
@@ -224,14 +229,11 @@ def _written(detection: Detection, rule: EventRule, zone: str | None) -> tuple[S
     ):
         tables.write_rows(out / f"{name}.csv", header, rows)
     label_files.write(out, found, front_end)
-    zone = zone or "of the recorder's clock"
-    activity_plot.heat_map(hours, out / "activity.png", zone=zone)
-    summary = _summary(detection, rule, zone, Found(listened, found), len(cuts))
-    write_text(out / SUMMARY, summary.model_dump_json(indent=2) + "\n")
-    return summary, Found(listened, found)
+    activity_plot.heat_map(hours, out / "activity.png", zone=zone or RECORDERS_CLOCK)
+    return Found(listened, found, len(cuts))
 
 
-def _summary(detection: Detection, rule: EventRule, zone: str, found: Found, cuts: int) -> Summary:
+def _summary(detection: Detection, rule: EventRule, zone: str | None, found: Found) -> Summary:
     front_end, listened = detection.settings.front_end, found.listened
     effects = [{problem.effect for problem in one.part.problems} for one in listened]
     left_out = sum("left_out" in some for some in effects)
@@ -258,5 +260,5 @@ def _summary(detection: Detection, rule: EventRule, zone: str, found: Found, cut
         ),
         events=len(found.events),
         events_per_hour=len(found.events) / (heard_s / 3600) if heard_s else None,
-        cuts=cuts,
+        cuts=found.cuts,
     )

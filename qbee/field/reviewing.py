@@ -82,7 +82,9 @@ def chosen(
     found: list[tuple[Group, Scored]] = []
     for group, order in orders.items():
         left = counts[group]
-        for index in np.argsort(order, kind="stable"):
+        # Logits of few bits make many equal, which must not all be of the first recording.
+        chance = np.random.default_rng(0).permutation(len(order))
+        for index in np.lexsort((chance, order)):
             if not left:
                 break
             owner, start_s = int(everything.owner[index]), float(everything.start_s[index])
@@ -133,7 +135,7 @@ def review(
     if (out / "labels.csv").exists():
         raise ParameterError(f"{out / 'labels.csv'}: holds labels; give another folder")
     summary = Summary.load(folder / SUMMARY)
-    found = Detection(folder, DetectSettings.load(folder / FILE))
+    found = Detection(folder, DetectSettings.load(folder / FILE), zone=summary.zone)
     counts: dict[Group, int] = {"top": top, "uncertain": uncertain, "bottom": bottom}
     front_end, threshold = found.settings.front_end, summary.rule.threshold
     windows = chosen(found.listened, front_end, counts=counts, threshold=threshold)
@@ -172,14 +174,17 @@ def _items(
     for number, (group, scored) in enumerate(windows, start=1):
         span = scored.span
         recording = span.listened.placed.recording
-        name = f"{number:04d}_{safe_name(recording.location)}_{safe_name(recording.path.stem)}.flac"
+        place, stem = safe_name(recording.location), safe_name(recording.path.stem)
+        # With the time, since a page of before may still be open.
+        name = f"{number:04d}_{place}_{stem}_{span.start_s:.3f}.flac"
         try:
             clip = clips.cut(clips.around(span, front_end))
+            start_s = span.start_s - clip.start_s
+            write_bytes(folder / name, clip.audio)
+            image_db = mel.images(folder / name, front_end, [start_s])[0]
         except AudioError as error:
             watcher.note(f"left out: {error}")
             continue
-        write_bytes(folder / name, clip.audio)
-        start_s = span.start_s - clip.start_s
         watcher.progress(number, len(windows), "clips")
         yield ReviewItem(
             clip=f"{CLIPS}/{name}",
@@ -191,6 +196,6 @@ def _items(
             location=recording.location,
             group=group,
             probability=scored.probability,
-            image_db=mel.images(folder / name, front_end, [start_s])[0],
+            image_db=image_db,
             audio=clip.audio,
         )

@@ -65,8 +65,9 @@ def parse(text: str) -> Goal:
 class FalseAlarms(Record):
     """False alarms of a detector: rows of windows without buzz that it calls buzz.
 
-    ``of_quiet_recordings`` says that they were counted in recordings without any buzz, else in
-    the stretches without buzz of all recordings, which may hold the edges of buzzes.
+    A row counts once for every window's length that it lasts, or calling everything buzz would be
+    a single alarm. ``of_quiet_recordings`` says that they were counted in recordings without any
+    buzz, else in the stretches without buzz of all recordings, which may hold the edges of buzzes.
     """
 
     alarms: int
@@ -89,6 +90,7 @@ class Quiet:
     """
 
     def __init__(self, windows: Sequence[Window], front_end: FrontEnd):
+        self.hop_s, self.window_s = front_end.window_hop_s, front_end.window_s
         with_buzz = {window.path for window in windows if window.is_buzz}
         quiet = [i for i, w in enumerate(windows) if w.path not in with_buzz]
         self.of_quiet_recordings = bool(quiet)
@@ -118,8 +120,12 @@ class Quiet:
         """False alarms of ``probability >= threshold``; probabilities are of all windows."""
         found = np.asarray(probability)[self.indices] >= threshold
         before = np.concatenate([[False], found[:-1]]) & ~self.is_first
+        starts = np.flatnonzero(found & ~before)
+        lengths = np.add.reduceat(found.astype(int), starts) if len(starts) else starts
+        # reduceat sums up to the next row's start; what lies between is not found.
+        rows_s = (lengths - 1) * self.hop_s + self.window_s
         return FalseAlarms(
-            alarms=int(np.sum(found & ~before)),
+            alarms=int(np.ceil(rows_s / self.window_s - 1e-9).sum()),
             hours=self.hours,
             recordings=self.recordings,
             of_quiet_recordings=self.of_quiet_recordings,
@@ -149,17 +155,15 @@ def threshold(
 
 
 def _for_precision(bound: float, labels: np.ndarray, probability: np.ndarray) -> float:
-    cuts = metrics.cuts(probability)
-    scores = [metrics.evaluate(labels, probability, threshold=cut) for cut in cuts]
-    good = [one for one in scores if one.precision is not None and one.precision >= bound]
-    good = [one for one in good if one.true_positives]
-    if not good:
-        best = max((one.precision or 0.0 for one in scores), default=0.0)
+    cuts, found, hits = metrics.detections(labels, probability)
+    precision = hits / found
+    good = np.flatnonzero((precision >= bound) & (hits > 0))
+    if not len(good):
         raise DataError(
             f"goal=precision>={bound:g}: on {len(labels)} validation windows, {labels.sum()} with "
-            f"buzz, the highest precision of any threshold is {best:.3f}"
+            f"buzz, the highest precision of any threshold is {precision.max():.3f}"
         )
-    return max(good, key=lambda one: (one.true_positives, one.precision)).threshold
+    return float(cuts[max(good, key=lambda i: (hits[i], precision[i]))])
 
 
 def _for_alarms(bound: float, quiet: Quiet, probability: np.ndarray) -> float:

@@ -121,6 +121,15 @@ def cuts(probability: np.ndarray) -> list[float]:
     return [*sigmoid(_cuts(probability)[0][:-1]).tolist(), 0.0]
 
 
+def detections(
+    labels: np.ndarray, probability: np.ndarray
+) -> tuple[list[float], np.ndarray, np.ndarray]:
+    """Thresholds as of ``cuts``, how many windows reach each, and how many of these have buzz."""
+    _, order, is_cut = _cuts(probability)
+    found = np.arange(1, len(order) + 1)[is_cut]
+    return cuts(probability), found, np.cumsum(np.asarray(labels, bool)[order])[is_cut]
+
+
 def _f1_by_cut(labels: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Thresholds in logits that split the scores differently, and the F1 of each."""
     found, order, is_cut = _cuts(probability)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from qbee.errors import ModelFileError
+from qbee.errors import ModelFileError, ParameterError
 from qbee.files import read_text, write_text
 
 T = TypeVar("T")
+R = TypeVar("R", bound="Record")
 Label = Literal["buzz", "no_buzz", "uncertain"]
 
 
@@ -50,6 +51,22 @@ class Record(BaseModel):
     def save(self, path: Path) -> None:
         """Write the record as JSON, whole or not at all."""
         write_text(path, self.model_dump_json(indent=2) + "\n")
+
+
+def validated(kind: type[R], given: dict[str, Any]) -> R:
+    """Settings from values by name.
+
+    Raises
+    ------
+    ParameterError
+        naming the first value that is wrong.
+    """
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ParameterError(f"{where}={first['input']!r}: {first['msg']}") from error
 
 
 class FrontEnd(Record):

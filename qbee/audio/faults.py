@@ -17,6 +17,8 @@ FaultKind = Literal[
 SILENT_RMS = 2.0**-16
 # Zeros for so long are no sound: even a quiet place moves the last bit of a converter.
 DROPOUT_S = 0.1
+# Places that are looked at within that time; sounds are zero at one of them, but never at all.
+LOOKS = 8
 # A smaller share of samples at full scale are single loud sounds.
 CLIPPED_SHARE = 1e-3
 FULL_SCALE = 1 - 2.0**-14
@@ -87,9 +89,7 @@ class FaultMeter:
 
     def _follow_zeros(self, block: np.ndarray) -> None:
         """Note the runs of zeros in all channels that end in this block."""
-        # A run that is long enough holds one of any samples so far apart.
-        looked_at = block[:: self._shortest]
-        if not self._open_zeros and looked_at.any(axis=1).all() and block[-1].any():
+        if not self._open_zeros and block[-1].any() and not self._may_drop_out(block):
             return
         sounding = np.flatnonzero(block.any(axis=1))
         borders = np.concatenate([[-self._open_zeros - 1], sounding, [len(block)]])
@@ -97,6 +97,13 @@ class FaultMeter:
         for run in np.flatnonzero(lengths[:-1] >= self._shortest):
             self._dropouts.append((self._samples + int(borders[run]) + 1, int(lengths[run])))
         self._open_zeros = int(lengths[-1])
+
+    def _may_drop_out(self, block: np.ndarray) -> bool:
+        """Whether samples at a regular distance leave room for a run that is long enough."""
+        apart = max(1, self._shortest // LOOKS)
+        sounding = np.flatnonzero(block[::apart].any(axis=1))
+        zeros = np.diff(sounding, prepend=-1, append=-(-len(block) // apart)) - 1
+        return bool(zeros.max() >= self._shortest // apart)
 
     def found(self) -> list[Fault]:
         """Faults of what was taken in so far; none if that is nothing."""

@@ -21,10 +21,8 @@ from qbee.detector import MODEL, Detector, Engine
 from qbee.errors import ParameterError
 from qbee.field.clip_files import write_clips
 from qbee.files import read_bytes, write_text
-from qbee.job.settings import FILE as JOB_FILE
-from qbee.job.verbs import resumed, validated
 from qbee.job.watcher import Watcher
-from qbee.records import Record
+from qbee.records import Record, validated
 from qbee.report import activity_plot
 from qbee.train import metrics
 
@@ -70,6 +68,9 @@ class FileEars:
         return Ears(detector.card.front_end, detector.logits)
 
     def _keras(self) -> Ears:
+        # TensorFlow takes seconds and half a gigabyte, so only those pay it who need it.
+        from qbee.job.verbs import resumed
+
         job = resumed(self.folder)
         model, front_end = job.fine_tuned[0], job.front_end
 
@@ -151,7 +152,7 @@ def detect(
 
 def _settings(folder: Path, engine: AnyEngine) -> tuple[DetectSettings, Detector]:
     detector = Detector.load(folder, engine="tflm" if engine == "keras" else engine)
-    if engine == "keras" and not (folder / JOB_FILE).exists():
+    if engine == "keras" and not _is_job(folder):
         raise ParameterError(f"{folder}: engine='keras' needs the folder of a whole job")
     return (
         DetectSettings(
@@ -163,6 +164,12 @@ def _settings(folder: Path, engine: AnyEngine) -> tuple[DetectSettings, Detector
         ),
         detector,
     )
+
+
+def _is_job(folder: Path) -> bool:
+    from qbee.job.settings import FILE
+
+    return (folder / FILE).exists()
 
 
 def _rule(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from pydantic import ValidationError
+from typing import Any, Literal
 
 from qbee.audio import synth
 from qbee.detector import MODEL
-from qbee.errors import ModelFileError, ParameterError
+from qbee.errors import ModelFileError
 from qbee.files import make_folder, read_json
 from qbee.job import outputs, results, stock_search
 from qbee.job.helpers import helping
@@ -28,7 +26,7 @@ from qbee.job.watcher import Watcher
 from qbee.models import registry
 from qbee.quantize import fold
 from qbee.quantize.sharing import Steps
-from qbee.records import Record
+from qbee.records import validated
 from qbee.search import choice, strategies
 from qbee.search.domain import Domain
 from qbee.search.limits import Limits
@@ -38,7 +36,6 @@ from qbee.search.trial import Trial
 from qbee.train import metrics
 from qbee.train.goals import Goal
 
-R = TypeVar("R", bound=Record)
 SEARCH_ARGUMENTS = {*SearchSettings.model_fields, "workers", "logs"}
 DEMO_MODEL = "beenet3"
 # Large validation and test parts, as recordings cost nothing here.
@@ -117,22 +114,6 @@ def begun(
     folder = make_folder(out)
     check(folder, settings)
     return Job(folder, settings, watcher)
-
-
-def validated(kind: type[R], given: dict[str, Any]) -> R:
-    """Settings from values by name.
-
-    Raises
-    ------
-    ParameterError
-        naming the first value that is wrong.
-    """
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ParameterError(f"{where}={first['input']!r}: {first['msg']}") from error
 
 
 def asked(job: Job, wanted: dict[str, Any], *, workers: int) -> SearchSettings:

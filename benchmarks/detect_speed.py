@@ -1,6 +1,6 @@
 """Speed and memory of `qbee detect`, from 16 kHz WAV files to finished tables.
 
-Run with ``python -m benchmarks.detect_speed``; about four minutes on two cores. BeeNet3 with
+Run with ``python -m benchmarks.detect_speed``; about five minutes on two cores. BeeNet3 with
 8-bit and with 4-bit kernels and maps (random weights, which cost what trained ones do) hears hum
 in noise through LiteRT. The speed is that of the command line: user and system time of all its
 processes for an hour of files, and for two, less that for a minute, which is what starting,
@@ -152,10 +152,10 @@ def stages_s(paths: Sequence[Path], model: Path) -> dict[str, float]:
     return {n: more - less for n, more, less in zip(names, whole, before, strict=True)}
 
 
-def output_s(paths: Sequence[Path], model: Path, *, clips: int = 0) -> float:
-    """CPU time of tables, plots and clips of files that are heard already."""
+def output_s(paths: Sequence[Path], model: Path) -> float:
+    """CPU time of tables and plots of files that are heard already."""
     with tempfile.TemporaryDirectory() as out:
-        return cpu_s(lambda: detect(paths, model, Path(out), clip_count=clips))
+        return cpu_s(lambda: detect(paths, model, Path(out), clip_count=0))
 
 
 class Speed(NamedTuple):
@@ -256,9 +256,7 @@ def main() -> None:
         for bits, model in models.items():
             speeds[bits] = measured(short, paths, model)
             show(bits, speeds[bits])
-        clips_s = output_s(paths[:1], models[8], clips=20) - output_s(paths[:1], models[8])
         peak, seconds = long_file(folder, models[8])
-    print(f"20 clips with pictures: {clips_s:.2f} CPU s")
     print(
         f"a file of {LONG_S / 3600:.0f} h: {peak:.0f} MB at most, {seconds:.0f} CPU s", flush=True
     )

@@ -31,7 +31,7 @@ DAMAGED_EVERY = 40
 # One kill of so many comes while the processes start, or when all files are heard.
 STARTING_EVERY, STARTING_S = 5, 4.0
 # The others come so long after a file is heard; all files take about ten seconds.
-LISTENING_S = 1.0
+LISTENING_S = 4.0
 # Processes end with the first one; those that are just being started need a moment to know of it.
 MOST_ORPHANED_S = 3.0
 # Of a detection that is complete, but for damaged files.

@@ -8,7 +8,9 @@ from typing import Literal
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from qbee.audio import wav_header
+from qbee.audio import flac_header, wav_header
+from qbee.audio.flac_header import FlacHeader
+from qbee.audio.wav_header import WavHeader
 
 FaultKind = Literal[
     "wrong_length", "unfinished", "wrong_header", "silence", "dropout", "clipping", "dc_offset"
@@ -35,17 +37,17 @@ class Fault:
 
 
 def of_header(path: Path) -> list[Fault]:
-    """What the header of a WAV file says that cannot be true; other kinds have no faults.
+    """What the header of a WAV or FLAC file says that cannot be true; other kinds have no faults.
 
     Raises
     ------
     AudioError
         if the file cannot be read.
     """
-    header = wav_header.read(path)
+    header = wav_header.read(path) or flac_header.read(path)
     if header is None:
         return []
-    if header.is_unfinished:
+    if isinstance(header, WavHeader) and header.is_unfinished:
         text = "its header says that there is no sound, but some follows: it was never completed"
         return [Fault("unfinished", 0.0, text)]
     if header.contradiction:
@@ -53,10 +55,17 @@ def of_header(path: Path) -> list[Fault]:
             Fault("wrong_header", 0.0, f"its header contradicts itself: {header.contradiction}")
         ]
     if header.hidden_s:
-        length_s = header.data_bytes / header.byte_rate
+        length_s = _length_s(header)
         text = f"{header.hidden_s:.3f} s of data follow the {length_s:.3f} s its header promises"
         return [Fault("wrong_length", length_s, text)]
     return []
+
+
+def _length_s(header: WavHeader | FlacHeader) -> float:
+    """Seconds of sound by the header."""
+    if isinstance(header, FlacHeader):
+        return header.samples / header.sample_rate_hz
+    return header.data_bytes / header.byte_rate
 
 
 class FaultMeter:

@@ -1,6 +1,6 @@
 """Twenty-five kills at random moments of one detection: it ends as if there had been none.
 
-Run with ``python -m benchmarks.detect_kills``; about five minutes on two cores. A BeeNet3 (8 bits,
+Run with ``python -m benchmarks.detect_kills``; about three minutes on two cores. A BeeNet3 (8 bits,
 random weights) hears 200 short recordings, some of them damaged, with two processes: once without
 a disturbance, and into another folder by commands that are killed with SIGKILL after a random
 time, all processes together or, every third time, only the first one, whose others must then end

@@ -88,16 +88,14 @@ def task_of(domain=None, *, max_trials=12, search_seed=0, limits=None, probe=Non
     )
 
 
-def measured(costs, *, loss=0.5, f1=None, loss_change=0.0, is_collapsed=False):
+def measured(costs, *, loss=0.5, f1=None, precision=1.0, is_collapsed=False):
     """Measurements of these costs."""
     f1 = 1 / (1 + loss) if f1 is None else f1
     return Measured(
-        metrics={"loss": loss, "f1": f1},
+        metrics={"loss": loss, "f1": f1, "average_precision": precision},
         interval=(f1 - 0.1, f1 + 0.1),
         costs=costs,
         score=f1 - costs["tflite_bytes"] / 10_000,
-        loss_change=loss_change,
-        loss_change_error=0.01,
         is_collapsed=is_collapsed,
         cpu_seconds=0.0,
     )

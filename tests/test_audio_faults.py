@@ -6,7 +6,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qbee.audio import faults, load
+from qbee.audio import faults, flac_header, load
 from qbee.audio.faults import FaultMeter
 from qbee.errors import AudioError
 
@@ -74,6 +74,63 @@ def test_a_mean_far_from_zero_is_an_offset():
     assert "3.0 % of full scale" in measured(noise(4) + 0.03)["dc_offset"].text
 
 
+@pytest.mark.parametrize("subtype", ["ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "G721_32", "GSM610"])
+def test_compressed_wav_files_have_no_fault(tmp_path, subtype):
+    soundfile.write(tmp_path / "a.wav", noise(3), RATE, subtype)
+    assert faults.of_header(tmp_path / "a.wav") == []
+
+
+@pytest.mark.parametrize("rate", [8000, 12345, 44100, 250000, 384000])
+@pytest.mark.parametrize("samples", [1, 4096, 100001])
+@pytest.mark.parametrize(("channels", "subtype"), [(1, "PCM_16"), (2, "PCM_24"), (6, "PCM_S8")])
+def test_the_last_frame_of_a_flac_ends_where_its_header_says(
+    tmp_path, rate, samples, channels, subtype
+):
+    path = tmp_path / "a.flac"
+    sound = 0.1 * np.random.default_rng(0).standard_normal((samples, channels))
+    soundfile.write(path, sound, rate, subtype)
+    header = flac_header.read(path)
+    assert header.sample_rate_hz == header.first.rate_hz == rate
+    assert header.samples == header.last.begins_at + header.last.samples == samples
+    assert faults.of_header(path) == []
+
+
+def flac(path, at, value):
+    soundfile.write(path, noise(20), RATE)
+    content = bytearray(path.read_bytes())
+    content[at] = value
+    path.write_bytes(content)
+    return path
+
+
+def test_a_flac_whose_header_has_another_rate_than_its_sound_is_found(tmp_path):
+    (fault,) = faults.of_header(flac(tmp_path / "a.flac", 19, 0x00))
+    assert fault.kind == "wrong_header"
+    assert "4096 Hz, but its sound has 8000 Hz" in fault.text
+
+
+def test_sound_behind_the_end_of_a_flac_header_is_found(tmp_path):
+    # 160000 samples are 0x27100.
+    (fault,) = faults.of_header(flac(tmp_path / "a.flac", 23, 0x01))
+    assert (fault.kind, fault.at_s) == ("wrong_length", 0x17100 / RATE)
+    assert "8.192 s of data follow the 11.808 s" in fault.text
+
+
+def test_sound_that_looks_like_a_chunk_is_none_unless_it_ends_within_the_file(tmp_path):
+    for length, kinds in ((20, []), (10**6, ["wrong_length"])):
+        path = wav(tmp_path / "a.wav")
+        with path.open("ab") as file:
+            file.write(b"LIST" + struct.pack("<I", length) + bytes(20))
+        assert [fault.kind for fault in faults.of_header(path)] == kinds
+
+
+def test_compressed_sound_of_a_wrong_width_is_found(tmp_path):
+    for kind in (6, 7, 0x40):
+        path = wav(tmp_path / "a.wav", [(20, "<H", kind)])
+        (fault,) = faults.of_header(path)
+        assert fault.kind == "wrong_header" and "does not have 16 bits" in fault.text
+
+
 def wav(path, changes=()):
     soundfile.write(path, noise(20), RATE, "PCM_16")
     content = bytearray(path.read_bytes())
@@ -113,6 +170,9 @@ def test_headers_that_libsndfile_writes_are_true(tmp_path, form, channels):
 
 def test_a_header_of_open_length_a_chunk_behind_and_other_kinds_have_no_fault(tmp_path):
     path = wav(tmp_path / "a.wav", [(DATA_AT, "<I", 0xFFFFFFFF)])
+    assert faults.of_header(path) == []
+    path = wav(tmp_path / "padded.wav")
+    path.write_bytes(path.read_bytes() + bytes(512))
     assert faults.of_header(path) == []
     path = wav(tmp_path / "b.wav")
     path.write_bytes(path.read_bytes() + b"LIST\x04\x00\x00\x00INFO")

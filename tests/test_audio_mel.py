@@ -212,6 +212,16 @@ def test_a_window_standardized_by_itself_has_mean_0_and_deviation_1():
     np.testing.assert_allclose(standard.std(axis=(1, 2)), 1, atol=1e-5)
 
 
+def test_a_window_is_standardized_by_exactly_numpys_mean_and_deviation():
+    # Views as `windows` cuts them, and an image of a size that is no power of two.
+    frames = np.random.default_rng(1).normal(-60, 10, (90, 300)).astype(np.float32)
+    window = frames[:, 50:161]
+    expected = window - np.float32(window.mean(dtype=np.float64))
+    expected /= np.float32(window.std(dtype=np.float64))
+    front_end = FrontEnd(n_mels=90, n_frames=111)
+    np.testing.assert_array_equal(mel.standardize(window, front_end), expected)
+
+
 def test_standardizing_a_window_ignores_the_level_of_its_recorder():
     images = db_images()
     # Adding 12 dB rounds at 1e-5 dB.

@@ -1,9 +1,13 @@
 """A detection in a folder: continued, damaged, killed, and told in tables."""
 
+import os
 import struct
+import subprocess
+import sys
 import threading
 import time
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +122,57 @@ def test_a_process_that_dies_takes_only_its_recording(tmp_path):
     # It may have died of something else, so it is tried again.
     again = hear(tmp_path / "out", paths)
     assert kinds(again)[paths[1].name] == [("clipping", "used")]
+
+
+HEAR_SLOWLY = """
+import sys
+from pathlib import Path
+from field_toys import LoudnessEars
+from test_detect_run import hear
+
+if __name__ == "__main__":
+    hear(Path(sys.argv[1]), sys.argv[2:], ears=LoudnessEars(slow_s=600.0), workers=2)
+"""
+
+
+def children_of(process):
+    try:
+        found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    return [int(child) for child in found]
+
+
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def until(is_so, *, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < end:
+        time.sleep(0.05)
+    return is_so()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc, as Linux has it")
+@pytest.mark.parametrize("wait_s", [0.0, 0.3, 4.0])
+def test_processes_end_with_their_parent_whatever_they_do(tmp_path, wait_s):
+    paths = season(tmp_path / "field", nights=1, files=2)
+    script = tmp_path / "script.py"
+    script.write_text(HEAR_SLOWLY)
+    folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    command = [sys.executable, script, tmp_path / "out", *paths]
+    with subprocess.Popen(command, env=environment) as parent:
+        # Two that listen, and one by which Python counts what they share.
+        assert until(lambda: len(children_of(parent.pid)) == 3)
+        time.sleep(wait_s)
+        children = children_of(parent.pid)
+        parent.kill()
+    assert until(lambda: not any(map(is_running, children)), seconds=10.0)
 
 
 def test_a_file_that_is_being_written_is_left_out_until_it_is_finished(tmp_path):

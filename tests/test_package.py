@@ -23,6 +23,12 @@ def test_verbs_stay_functions_after_their_stages_are_imported():
     assert callable(qbee.train)
 
 
+def test_detection_is_ready_without_tensorflow():
+    # It takes seconds and half a gigabyte in every process that listens.
+    code = "import sys, qbee.field.detecting; sys.exit('tensorflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_build_gives_the_float_keras_model():
     assert qbee.build("beenet1").output_shape == (None, 2)
 

@@ -33,8 +33,6 @@ def trial(number, f1=0.9, size_bytes=20000, *, origin="local", windows=640, **fi
         interval=(f1 - 0.1, f1),
         costs={"tflite_bytes": size_bytes, "bits": 20 * size_bytes},
         score=f1,
-        loss_change=0.02,
-        loss_change_error=0.01,
         is_collapsed=fields.pop("is_collapsed", False),
         cpu_seconds=10.0,
     )

@@ -42,8 +42,6 @@ def measure(trial):
         interval=(f1, f1),
         costs={"bits": 100 * trial.number},
         score=f1 + trial.proposal.fidelity.epochs,
-        loss_change=0.02,
-        loss_change_error=0.01,
         is_collapsed=False,
         cpu_seconds=time.process_time(),
     )

@@ -160,29 +160,40 @@ SOME = (
 )
 
 
+def floats(f1):
+    """Metrics of the float network."""
+    return {"f1": f1, "average_precision": 1.0}
+
+
 def test_the_winner_is_the_smallest_file_that_is_nearly_as_good_as_float():
-    chosen = choice.choose(SOME, float_f1=0.90, max_f1_drop=0.1)
+    chosen = choice.choose(SOME, floats=floats(0.90), max_f1_drop=0.1)
     assert chosen == SOME[1]
-    assert "smallest .tflite" in choice.rule_of(chosen, float_f1=0.90, max_f1_drop=0.1)
-    assert "10.0 points below" in choice.rule_of(chosen, float_f1=0.90, max_f1_drop=0.1)
+    assert "smallest .tflite" in choice.rule_of(chosen, floats=floats(0.90), max_f1_drop=0.1)
+    assert "10.0 points below" in choice.rule_of(chosen, floats=floats(0.90), max_f1_drop=0.1)
 
 
-def test_a_trial_whose_loss_is_surely_higher_than_floats_does_not_win():
-    for change, winner in ((-0.5, SOME[1]), (0.01, SOME[1]), (0.0101, SOME[0])):
-        found = SOME[1].measured.model_copy(update={"loss_change": change})
+def test_a_trial_that_orders_windows_worse_than_float_does_not_win():
+    for precision, winner in ((0.9, SOME[1]), (0.899, SOME[0])):
+        found = SOME[1].measured
+        found = found.model_copy(
+            update={"metrics": found.metrics | {"average_precision": precision}}
+        )
         trials = [SOME[0], SOME[1].model_copy(update={"measured": found})]
-        assert choice.choose(trials, float_f1=0.90, max_f1_drop=0.1).number == winner.number
+        chosen = choice.choose(trials, floats=floats(0.90), max_f1_drop=0.1)
+        assert chosen.number == winner.number
 
 
 def test_of_equal_files_the_higher_score_wins():
     twins = [finished(3, f1=0.88, size_bytes=2000.0), finished(4, f1=0.89, size_bytes=2000.0)]
-    assert choice.choose([*SOME, *twins], float_f1=0.9, max_f1_drop=0.1) == twins[1]
+    assert choice.choose([*SOME, *twins], floats=floats(0.9), max_f1_drop=0.1) == twins[1]
 
 
 def test_without_a_good_trial_the_one_of_highest_f1_wins():
-    chosen = choice.choose(SOME, float_f1=10.0, max_f1_drop=0.01)
+    chosen = choice.choose(SOME, floats=floats(10.0), max_f1_drop=0.01)
     assert chosen == SOME[0]
-    assert "no trial was at most 1.0" in choice.rule_of(chosen, float_f1=10.0, max_f1_drop=0.01)
+    assert "no trial was at most 1.0" in choice.rule_of(
+        chosen, floats=floats(10.0), max_f1_drop=0.01
+    )
 
 
 TRIALS_WITH_SIZES = st.lists(
@@ -196,7 +207,7 @@ TRIALS_WITH_SIZES = st.lists(
 
 @given(TRIALS_WITH_SIZES, st.floats(0, 1), st.floats(0, 0.5))
 def test_no_good_trial_is_smaller_than_the_winner(trials, float_f1, max_f1_drop):
-    chosen = choice.choose(trials, float_f1=float_f1, max_f1_drop=max_f1_drop)
+    chosen = choice.choose(trials, floats=floats(float_f1), max_f1_drop=max_f1_drop)
     good = [t for t in trials if t.measured.metrics["f1"] >= float_f1 - max_f1_drop]
     assert chosen in (good or trials)
     for trial in good:

@@ -104,24 +104,6 @@ def test_a_probability_is_the_sigmoid_of_the_margin_without_overflow():
     np.testing.assert_allclose(metrics.probabilities(logits), expected, rtol=0, atol=1e-15)
 
 
-def test_the_error_of_a_change_in_cross_entropy_is_that_of_resampled_windows():
-    rng = np.random.default_rng(0)
-    labels = rng.random(2000) < 0.3
-    reference = rng.standard_normal((2000, 2))
-    found = reference + 0.3 * rng.standard_normal((2000, 2))
-    drawn = rng.integers(0, 2000, (400, 2000))
-    changes = [
-        metrics.cross_entropy(labels[i], found[i]) - metrics.cross_entropy(labels[i], reference[i])
-        for i in drawn
-    ]
-    change, error = metrics.cross_entropy_change(labels, found, reference)
-    whole = metrics.cross_entropy(labels, found) - metrics.cross_entropy(labels, reference)
-    assert change == pytest.approx(whole, rel=1e-9)
-    # 400 resamples know a standard deviation to 4 %.
-    assert error == pytest.approx(np.std(changes), rel=0.15)
-    assert metrics.cross_entropy_change(labels, found, found) == (0, 0)
-
-
 LOGITS = st.integers(-400, 400).map(lambda n: n / 100)
 BOTH_CLASSES = st.lists(st.tuples(st.booleans(), LOGITS, LOGITS), min_size=2, max_size=15).filter(
     lambda rows: len({label for label, _, _ in rows}) == 2

@@ -8,7 +8,9 @@ from typing import Literal
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from qbee.audio import wav_header
+from qbee.audio import flac_header, wav_header
+from qbee.audio.flac_header import FlacHeader
+from qbee.audio.wav_header import WavHeader
 
 FaultKind = Literal[
     "wrong_length", "unfinished", "wrong_header", "silence", "dropout", "clipping", "dc_offset"
@@ -17,6 +19,8 @@ FaultKind = Literal[
 SILENT_RMS = 2.0**-16
 # Zeros for so long are no sound: even a quiet place moves the last bit of a converter.
 DROPOUT_S = 0.1
+# Places that are looked at within that time; sounds are zero at one of them, but never at all.
+LOOKS = 8
 # A smaller share of samples at full scale are single loud sounds.
 CLIPPED_SHARE = 1e-3
 FULL_SCALE = 1 - 2.0**-14
@@ -33,17 +37,17 @@ class Fault:
 
 
 def of_header(path: Path) -> list[Fault]:
-    """What the header of a WAV file says that cannot be true; other kinds have no faults.
+    """What the header of a WAV or FLAC file says that cannot be true; other kinds have no faults.
 
     Raises
     ------
     AudioError
         if the file cannot be read.
     """
-    header = wav_header.read(path)
+    header = wav_header.read(path) or flac_header.read(path)
     if header is None:
         return []
-    if header.is_unfinished:
+    if isinstance(header, WavHeader) and header.is_unfinished:
         text = "its header says that there is no sound, but some follows: it was never completed"
         return [Fault("unfinished", 0.0, text)]
     if header.contradiction:
@@ -51,10 +55,17 @@ def of_header(path: Path) -> list[Fault]:
             Fault("wrong_header", 0.0, f"its header contradicts itself: {header.contradiction}")
         ]
     if header.hidden_s:
-        length_s = header.data_bytes / header.byte_rate
+        length_s = _length_s(header)
         text = f"{header.hidden_s:.3f} s of data follow the {length_s:.3f} s its header promises"
         return [Fault("wrong_length", length_s, text)]
     return []
+
+
+def _length_s(header: WavHeader | FlacHeader) -> float:
+    """Seconds of sound by the header."""
+    if isinstance(header, FlacHeader):
+        return header.samples / header.sample_rate_hz
+    return header.data_bytes / header.byte_rate
 
 
 class FaultMeter:
@@ -87,9 +98,7 @@ class FaultMeter:
 
     def _follow_zeros(self, block: np.ndarray) -> None:
         """Note the runs of zeros in all channels that end in this block."""
-        # A run that is long enough holds one of any samples so far apart.
-        looked_at = block[:: self._shortest]
-        if not self._open_zeros and looked_at.any(axis=1).all() and block[-1].any():
+        if not self._open_zeros and block[-1].any() and not self._may_drop_out(block):
             return
         sounding = np.flatnonzero(block.any(axis=1))
         borders = np.concatenate([[-self._open_zeros - 1], sounding, [len(block)]])
@@ -97,6 +106,13 @@ class FaultMeter:
         for run in np.flatnonzero(lengths[:-1] >= self._shortest):
             self._dropouts.append((self._samples + int(borders[run]) + 1, int(lengths[run])))
         self._open_zeros = int(lengths[-1])
+
+    def _may_drop_out(self, block: np.ndarray) -> bool:
+        """Whether samples at a regular distance leave room for a run that is long enough."""
+        apart = max(1, self._shortest // LOOKS)
+        sounding = np.flatnonzero(block[::apart].any(axis=1))
+        zeros = np.diff(sounding, prepend=-1, append=-(-len(block) // apart)) - 1
+        return bool(zeros.max() >= self._shortest // apart)
 
     def found(self) -> list[Fault]:
         """Faults of what was taken in so far; none if that is nothing."""

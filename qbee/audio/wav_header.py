@@ -10,8 +10,12 @@ from typing import BinaryIO
 from qbee.errors import AudioError
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
+# Bits of the compressed kinds that libsndfile reads without asking for them: ADPCM of Microsoft,
+# A-law, mu-law, ADPCM of IMA, G.723 and G.721.
+COMPRESSED_BITS = {0x02: (4,), 0x06: (8,), 0x07: (8,), 0x11: (4,), 0x14: (3, 5), 0x40: (4,)}
 # A data chunk of this length or more, or of none, was never completed by the program that wrote it.
 OPEN_LENGTH_BYTES = 0x7FFFF000
+MOST_PADDING_BYTES = 1 << 16
 # Chunks before the data are few and small; a header that goes on and on is damaged.
 MOST_CHUNKS = 256
 
@@ -35,18 +39,15 @@ class WavHeader:
     follows: bytes
 
     @property
-    def is_open(self) -> bool:
-        """Whether the length of the sound was left open, as programs do that write to a pipe."""
-        return self.data_bytes >= OPEN_LENGTH_BYTES and self.data_bytes > self.behind_bytes
-
-    @property
     def is_unfinished(self) -> bool:
         """Whether it says that there is no sound, but something follows."""
         return self.data_bytes == 0 and self.behind_bytes > self.block_bytes > 0
 
     @property
     def contradiction(self) -> str | None:
-        """What cannot be true of linear PCM or floats; None if all agrees or is left blank."""
+        """What cannot be true; None if all agrees or is left blank."""
+        if self.kind in COMPRESSED_BITS and self.bits not in (0, *COMPRESSED_BITS[self.kind]):
+            return f"sound of its kind, {self.kind}, does not have {self.bits} bits"
         if self.kind not in (PCM, FLOAT, EXTENSIBLE) or not (self.block_bytes and self.byte_rate):
             return None
         block_bytes = self.channels * -(-self.bits // 8)
@@ -67,11 +68,16 @@ class WavHeader:
         """Seconds of sound that seem to lie behind the end that the header gives.
 
         The 32-bit length of a file of 4 GiB or more has wrapped around, or the header was written
-        before the end of the recording. Chunks that may follow the sound have names of letters.
+        before the end of the recording. Chunks that may follow the sound have names of letters and
+        end within the file.
         """
         hidden = self.behind_bytes - self.data_bytes - self.data_bytes % 2
-        is_chunk = self.follows.isascii() and self.follows.decode("ascii", "replace").isprintable()
-        if hidden < max(self.block_bytes, 8) or is_chunk or self.byte_rate <= 0:
+        name, length = self.follows[:4], int.from_bytes(self.follows[4:], "little")
+        is_named = name.isascii() and name.decode("ascii", "replace").isprintable()
+        is_chunk = is_named and 8 + length <= hidden
+        # Some recorders fill the last block of their card.
+        is_padding = hidden < MOST_PADDING_BYTES and not any(self.follows)
+        if hidden < max(self.block_bytes, 8) or is_chunk or is_padding or self.byte_rate <= 0:
             return 0.0
         return hidden / self.byte_rate
 
@@ -134,5 +140,5 @@ def _header(file: BinaryIO, form: bytes, data_bytes: int) -> WavHeader:
         bits=bits,
         data_bytes=data_bytes,
         behind_bytes=end - begin,
-        follows=file.read(4),
+        follows=file.read(8),
     )

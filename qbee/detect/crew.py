@@ -11,7 +11,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from qbee.detect.listening import Logits, listen
-from qbee.detect.parts import Parts
+from qbee.detect.member import begin
+from qbee.detect.parts import Part, Parts
 from qbee.detect.recordings import FieldRecording
 from qbee.errors import QbeeError
 from qbee.records import FrontEnd
@@ -60,19 +61,22 @@ class _Member:
     def __init__(self, open_ears: OpenEars, parts: Path):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        arguments = (theirs, open_ears, parts)
-        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        self.process = context.Process(target=begin, args=(theirs, parts), daemon=True)
         self.process.start()
         # Its end must be open in its process only, so that its death is the end of the pipe.
         theirs.close()
+        self._send(open_ears)
         self.task: Task | None = None
 
     def give(self, task: Task) -> None:
         """Give it a task."""
         self.task = task
+        self._send(task)
+
+    def _send(self, message: OpenEars | Task) -> None:
         # Should it be dead, the end of the pipe is read next.
         with suppress(BrokenPipeError):
-            self.connection.send(task)
+            self.connection.send(message)
 
     def death(self) -> str:
         """Why it ended."""
@@ -138,27 +142,31 @@ def _news(member: _Member) -> Iterator[Heard | Done]:
         yield Heard(task, news)
 
 
-def _serve(connection: Connection, open_ears: OpenEars, parts: Path) -> None:
+def serve(connection: Connection, open_ears: OpenEars, parts: Path) -> None:
     """Hear one recording after the other; the end of the pipe is the end of the parent."""
-    # An interrupt is the parent's, who ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             ears, kept = open_ears(), Parts(parts)
             while True:
                 task = connection.recv()
-                part = listen(
-                    task.recording,
-                    skip_samples=task.skip_samples,
-                    front_end=ears.front_end,
-                    logits=ears.logits,
-                    on_progress=connection.send,
-                )
-                kept.save(part)
+                _keep(kept, _heard(task, ears, connection))
                 connection.send(None)
         except QbeeError as error:
             connection.send(str(error))
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            connection.send(f"{parts}: cannot be written: {error.strerror}")
+
+
+def _heard(task: Task, ears: Ears, connection: Connection) -> Part:
+    return listen(
+        task.recording,
+        skip_samples=task.skip_samples,
+        front_end=ears.front_end,
+        logits=ears.logits,
+        on_progress=connection.send,
+    )
+
+
+def _keep(kept: Parts, part: Part) -> None:
+    try:
+        kept.save(part)
+    except OSError as error:
+        raise QbeeError(f"{kept.folder}: cannot be written: {error.strerror or error}") from error

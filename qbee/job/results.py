@@ -153,7 +153,7 @@ def _search(job: Job) -> dict[str, Any]:
             if trial.measured is not None
         ],
         "fine_tuned": [_contender(job, tuned) for tuned in job.contenders],
-        "validation_f1": {"float": search.float_f1, "winner": winner.metrics["f1"]},
+        "validation_f1": {"float": search.float_metrics["f1"], "winner": winner.metrics["f1"]},
         "rule": search.rule_of(job.tuned(job.winner).again),
     }
 

@@ -333,9 +333,11 @@ class Search:
         return self.journal.trials
 
     @property
-    def float_f1(self) -> float:
-        """Highest F1 of the float network on the windows that score trials; mean over folds."""
-        return float(np.mean([g.float_f1 for g in self.grounds(self._reference_width)]))
+    def float_metrics(self) -> dict[str, float]:
+        """Metrics of the float network on the windows that score trials; means over folds."""
+        grounds = self.grounds(self._reference_width)
+        names = grounds[0].float_metrics
+        return {name: float(np.mean([g.float_metrics[name] for g in grounds])) for name in names}
 
     @property
     def eligible(self) -> list[Trial]:
@@ -350,18 +352,18 @@ class Search:
     def chosen(self) -> Trial:
         """The trial that wins by its own scores."""
         drop = self.space.max_f1_drop
-        return choice.choose(self.eligible, float_f1=self.float_f1, max_f1_drop=drop)
+        return choice.choose(self.eligible, floats=self.float_metrics, max_f1_drop=drop)
 
     def choose_again(self, tuned: Sequence[Trial]) -> Trial:
         """The winner of fine-tuned contenders, by the same rule on the validation windows."""
         fitting = choice.eligible(tuned, fidelity=self.fidelity, limits=self.settings.limits)
         drop = self.space.max_f1_drop
-        return choice.choose(fitting, float_f1=self._holdout.float_f1, max_f1_drop=drop)
+        return choice.choose(fitting, floats=self._holdout.float_metrics, max_f1_drop=drop)
 
     def rule_of(self, winner: Trial) -> str:
         """In words, why a fine-tuned trial won."""
         drop = self.space.max_f1_drop
-        return choice.rule_of(winner, float_f1=self._holdout.float_f1, max_f1_drop=drop)
+        return choice.rule_of(winner, floats=self._holdout.float_metrics, max_f1_drop=drop)
 
     @cached_property
     def _holdout(self) -> Ground:

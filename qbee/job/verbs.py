@@ -39,7 +39,7 @@ from qbee.train.goals import Goal
 SEARCH_ARGUMENTS = {*SearchSettings.model_fields, "workers", "logs"}
 DEMO_MODEL = "beenet3"
 # Large validation and test parts, as recordings cost nothing here.
-DEMO_FOLDS, DEMO_RECORDINGS_PER_LOCATION = 4, 10
+DEMO_FOLDS, DEMO_RECORDINGS_PER_LOCATION = 4, 16
 
 
 def begun(

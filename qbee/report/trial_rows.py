@@ -66,7 +66,7 @@ def trial_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """One flat row for each trial that has ended, by number.
 
     A row holds ``number``, ``origin``, ``state``, ``failure``, ``steps``, ``score``,
-    ``loss_change`` and its error, ``is_collapsed``, ``cpu_seconds``, every metric and cost by its
+    ``is_collapsed``, ``cpu_seconds``, every metric and cost by its
     name, and
 
     - ``is_whole``: no other trial that was measured trained more steps;
@@ -97,9 +97,7 @@ def _row(trial: Trial) -> dict[str, Any]:
         "state": trial.state,
         "failure": trial.failure,
         "steps": trial.proposal.fidelity.steps,
-        **dict.fromkeys(
-            ("score", "loss_change", "loss_change_error", "is_collapsed", "cpu_seconds")
-        ),
+        **dict.fromkeys(("score", "is_collapsed", "cpu_seconds")),
         **values,
         **(measured.metrics | measured.costs if measured else {}),
     }

@@ -95,9 +95,14 @@ class Quantization:
         """Numbers of the tensor for real values: rounded half up, saturated."""
         if not np.issubdtype(self.dtype, np.integer):
             return np.asarray(values, self.dtype)
-        scaled = np.floor(np.asarray(values, np.float64) / self.step + 0.5)
         limits = np.iinfo(self.dtype)
-        codes = np.clip(scaled + self.zero_point, limits.min, limits.max)
+        # In place, as fresh memory costs more than the arithmetic.
+        codes = np.asarray(np.true_divide(values, self.step, dtype=np.float64))
+        codes += 0.5
+        np.floor(codes, out=codes)
+        codes += self.zero_point
+        np.maximum(codes, limits.min, out=codes)
+        np.minimum(codes, limits.max, out=codes)
         return codes.astype(self.dtype)
 
     def values(self, codes: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qbee.errors import ParameterError
 from qbee.search import pareto
@@ -81,36 +81,36 @@ def measured_of(trial: Trial) -> Measured:
     return trial.measured
 
 
-def _is_good(trial: Trial, *, float_f1: float, max_f1_drop: float) -> bool:
-    """Whether a trial is as good as float, as far as the validation windows can tell."""
-    found = measured_of(trial)
-    is_surely_worse = found.loss_change > found.loss_change_error
-    return found.metrics["f1"] >= float_f1 - max_f1_drop and not is_surely_worse
+# F1 alone would let a scheme win by chance: on a few hundred windows its difference has an error
+# of two or three points. Average precision depends on the order of all windows, not on a threshold.
+COMPARED = ("f1", "average_precision")
 
 
-def rule_of(winner: Trial, *, float_f1: float, max_f1_drop: float) -> str:
+def _is_good(trial: Trial, *, floats: Mapping[str, float], max_f1_drop: float) -> bool:
+    """Whether a trial is nearly as good as float on the validation windows."""
+    found = measured_of(trial).metrics
+    return all(found[name] >= floats[name] - max_f1_drop for name in COMPARED)
+
+
+def rule_of(winner: Trial, *, floats: Mapping[str, float], max_f1_drop: float) -> str:
     """In words, why ``choose`` chose this trial."""
     points = f"{100 * max_f1_drop:.1f} points below the float model's"
-    if _is_good(winner, float_f1=float_f1, max_f1_drop=max_f1_drop):
-        return (
-            f"smallest .tflite with a validation F1 at most {points} and a cross-entropy not above "
-            "it by more than the standard error of the difference"
-        )
-    return (
-        f"highest validation F1, as no trial was at most {points} with a cross-entropy within a "
-        "standard error"
-    )
+    if _is_good(winner, floats=floats, max_f1_drop=max_f1_drop):
+        return f"smallest .tflite with validation F1 and average precision at most {points}"
+    return f"highest validation F1, as no trial's F1 and average precision were at most {points}"
 
 
-def choose(trials: Sequence[Trial], *, float_f1: float, max_f1_drop: float) -> Trial:
-    """The winner: smallest file that is as good as the float network on the validation windows.
+def choose(trials: Sequence[Trial], *, floats: Mapping[str, float], max_f1_drop: float) -> Trial:
+    """The winner: smallest file that is nearly as good as float on the validation windows.
 
-    That is, an F1 at most ``max_f1_drop`` below float's, and a cross-entropy that is not higher by
-    more than the standard error of their difference. F1 alone would let a scheme win by chance: on
-    a few hundred windows its difference has an error of two or three points. Among equal sizes the
+    That is, F1 and average precision at most ``max_f1_drop`` below float's. Among equal sizes the
     higher score wins. If no trial is that good, the one of highest F1 wins.
+
+    Parameters
+    ----------
+    floats : metrics of the float network on the same windows, by name
     """
-    good = [t for t in trials if _is_good(t, float_f1=float_f1, max_f1_drop=max_f1_drop)]
+    good = [t for t in trials if _is_good(t, floats=floats, max_f1_drop=max_f1_drop)]
     if not good:
         return max(trials, key=lambda t: (measured_of(t).metrics["f1"], measured_of(t).score))
     return min(good, key=lambda t: (measured_of(t).costs["tflite_bytes"], -measured_of(t).score))

@@ -53,8 +53,9 @@ class Ground:
         self.train, self.validation = np.asarray(train, int), np.asarray(validation, int)
         self.labels = examples.labels[self.validation]
         self.maps, self.one_step = maps, one_step
-        self.float_logits = np.asarray(float_logits)
-        self.float_f1 = metrics.get("f1")(self.labels, float_logits)
+        self.float_metrics = {
+            name: metrics.get(name)(self.labels, float_logits) for name in metrics.names()
+        }
 
     @cached_property
     def supernet(self) -> Supernet:
@@ -85,10 +86,6 @@ class Ground:
             for one in (False, True)
         ]
         return np.concatenate(parts)
-
-    def loss_change(self, logits: np.ndarray) -> tuple[float, float]:
-        """How much higher the cross-entropy is than the float network's, and its error."""
-        return metrics.cross_entropy_change(self.labels, logits, self.float_logits)
 
 
 class Evaluator:
@@ -143,14 +140,11 @@ class Evaluator:
     ) -> Measured:
         """The record of logits [n, 2] that a network of these costs gave on every ground."""
         scores = self._scores(found)
-        changes, errors = zip(*(ground.loss_change(z) for ground, z in found), strict=True)
         return Measured(
             metrics=scores,
             interval=self._interval(found),
             costs=costs,
             score=self._score(scores[self.space.metric], costs),
-            loss_change=float(np.mean(changes)),
-            loss_change_error=float(np.linalg.norm(errors) / len(found)),
             is_collapsed=any(metrics.has_collapsed(g.labels, z) for g, z in found),
             cpu_seconds=cpu_seconds(),
         )

@@ -37,8 +37,6 @@ class Measured(Record):
     interval : 90 % bootstrap interval of the metric that is scored
     costs : by name, as ``search.cost`` registers them
     score : what the search maximises
-    loss_change, loss_change_error : how much higher the cross-entropy is than the float model's
-        on the same windows, and the standard error of that
     is_collapsed : all windows are given to one class
     """
 
@@ -46,8 +44,6 @@ class Measured(Record):
     interval: tuple[float, float]
     costs: dict[str, float]
     score: float
-    loss_change: float
-    loss_change_error: float
     is_collapsed: bool
     cpu_seconds: float
 

@@ -77,29 +77,9 @@ def margins(logits: np.ndarray) -> np.ndarray:
     return logits[:, 1].astype(np.float64) - logits[:, 0].astype(np.float64)
 
 
-def _cross_entropies(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    return np.logaddexp(0, margins(logits) * np.where(labels, -1, 1))
-
-
 def cross_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
     """Mean cross-entropy of class logits [n, 2]."""
-    return float(_cross_entropies(labels, logits).mean())
-
-
-def cross_entropy_change(
-    labels: np.ndarray, logits: np.ndarray, reference: np.ndarray
-) -> tuple[float, float]:
-    """How much higher the cross-entropy is than a reference's, and the standard error of that.
-
-    Both are of the same windows, taken as independent, so what makes a window difficult for both
-    drops out: far fewer windows tell two networks apart than by their F1.
-
-    Parameters
-    ----------
-    logits, reference : np.ndarray [shape=(n, 2)]
-    """
-    change = _cross_entropies(labels, logits) - _cross_entropies(labels, reference)
-    return float(change.mean()), float(change.std() / np.sqrt(len(change)))
+    return float(np.logaddexp(0, margins(logits) * np.where(labels, -1, 1)).mean())
 
 
 def _cuts(probability: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -191,7 +191,7 @@ def test_of_equal_files_the_higher_score_wins():
 def test_without_a_good_trial_the_one_of_highest_f1_wins():
     chosen = choice.choose(SOME, floats=floats(10.0), max_f1_drop=0.01)
     assert chosen == SOME[0]
-    assert "no trial was at most 1.0" in choice.rule_of(
+    assert "average precision were at most 1.0" in choice.rule_of(
         chosen, floats=floats(10.0), max_f1_drop=0.01
     )
 

@@ -1,9 +1,9 @@
 """Speed and memory of `qbee detect`, from 16 kHz WAV files to finished tables.
 
-Run with ``python -m benchmarks.detect_speed``; about five minutes on two cores. BeeNet3 with
+Run with ``python -m benchmarks.detect_speed``; about eight minutes on two cores. BeeNet3 with
 8-bit and with 4-bit kernels and maps (random weights, which cost what trained ones do) hears hum
 in noise through LiteRT. The speed is that of the command line: user and system time of all its
-processes for an hour of files, and for two, less that for a minute, which is what starting,
+processes for two hours of files, and for four, less that for a minute, which is what starting,
 probing the file and drawing cost. Then the stages of the process that listens are timed one after
 the other: each is what its part of the pipeline takes more than the part before. Last, the command
 hears one file of twelve hours: the peak memory of a process is what Linux says of it (VmHWM). The
@@ -46,7 +46,8 @@ from qbee.records import FrontEnd
 
 # Bits of kernels and maps: seconds of audio per CPU second at least.
 LEAST_SPEED = {8: 1000.0, 4: 800.0}
-FILES, FILE_S, SHORT_S, LONG_S = 6, 600, 60, 12 * 3600
+# So many that what starting costs, which varies by half a second, is a small part.
+FILES, FILE_S, SHORT_S, LONG_S = 12, 600, 60, 12 * 3600
 MOST_MB, MOST_UNEVEN = 600.0, 0.1
 # Other programs on the machine only ever add to the CPU time, so the least of some runs counts.
 REPEATS = 3

@@ -38,8 +38,9 @@ from qbee.train.goals import Goal
 
 SEARCH_ARGUMENTS = {*SearchSettings.model_fields, "workers", "logs"}
 DEMO_MODEL = "beenet3"
-# Large validation and test parts, as recordings cost nothing here.
+# Large validation and test parts, as recordings cost nothing here; so epochs have many windows.
 DEMO_FOLDS, DEMO_RECORDINGS_PER_LOCATION = 4, 16
+DEMO_FINE_TUNE_EPOCHS = 6
 
 
 def begun(
@@ -290,7 +291,8 @@ def demo(out: Path, **settings) -> dict[str, Any]:
             seed=settings.get("seed", 0),
             recordings_per_location=DEMO_RECORDINGS_PER_LOCATION,
         )
-    return run(labels, DEMO_MODEL, out, folds=DEMO_FOLDS, **settings)
+    epochs = {"fine_tune_epochs": DEMO_FINE_TUNE_EPOCHS}
+    return run(labels, DEMO_MODEL, out, folds=DEMO_FOLDS, **epochs | settings)
 
 
 def _finished(

@@ -18,7 +18,7 @@ from qbee.audio import mel
 from qbee.data import labels, windows
 from qbee.errors import FrontEndError, ModelFileError
 from qbee.files import read_bytes
-from qbee.records import FrontEnd, Record, Window
+from qbee.records import FrontEnd, OnError, Record, Window
 from qbee.runtime import checks, sandbox
 from qbee.runtime.flatbuffer import packed
 from qbee.runtime.interpreter import MicroModel, Runner, read_metadata
@@ -188,7 +188,7 @@ def evaluate(
     folder: Path,
     labels_table: Path,
     *,
-    on_error: windows.OnError = "stop",
+    on_error: OnError = "stop",
     unannotated: labels.Unannotated = "ignore",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:

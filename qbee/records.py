@@ -13,6 +13,8 @@ from qbee.files import read_text, write_text
 
 T = TypeVar("T")
 Label = Literal["buzz", "no_buzz", "uncertain"]
+# What to do with a recording that cannot be used.
+OnError = Literal["stop", "skip"]
 
 
 def read_as(path: Path, kind: TypeAdapter[T]) -> T:

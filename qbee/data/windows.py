@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -16,9 +16,8 @@ from numpy.lib.format import open_memmap
 from qbee.audio import load, mel
 from qbee.errors import AudioError, DataError, LabelError, ParameterError
 from qbee.files import make_folder, replacing
-from qbee.records import FrontEnd, Segment, Window
+from qbee.records import FrontEnd, OnError, Segment, Window
 
-OnError = Literal["stop", "skip"]
 # Tables round their times, often to whole seconds; a segment may overhang the end of its
 # recording by this share of a window.
 OVERHANG = 0.1

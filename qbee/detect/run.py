@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -18,10 +17,9 @@ from qbee.detect.parts import Identity, Part, Parts, Problem
 from qbee.detect.recordings import FieldRecording, Placed, in_order
 from qbee.errors import AudioError, ParameterError
 from qbee.files import make_folder, write_text
-from qbee.records import FrontEnd, Record, read_as
+from qbee.records import FrontEnd, OnError, Record, read_as
 
 FILE = "detect.json"
-OnError = Literal["stop", "skip"]
 _INDEX = TypeAdapter(tuple[FieldRecording, ...])
 
 

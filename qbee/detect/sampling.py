@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -13,9 +12,8 @@ from qbee.audio import faults, load, mel
 from qbee.detect.listening import UNUSABLE, low_rate
 from qbee.detect.recordings import plain
 from qbee.errors import AudioError
-from qbee.records import FrontEnd
+from qbee.records import FrontEnd, OnError
 
-OnError = Literal["stop", "skip"]
 # Recordings are read to their ends, so that more of them would take their time.
 MOST_RECORDINGS = 32
 

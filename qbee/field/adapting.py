@@ -12,7 +12,7 @@ from qbee.audio import mel
 from qbee.data import scaling
 from qbee.detect import sampling
 from qbee.detect.recordings import find
-from qbee.detect.sampling import OnError, Sample
+from qbee.detect.sampling import Sample
 from qbee.errors import DataError, ParameterError
 from qbee.files import check_replaceable, replacing_folder
 from qbee.job.deployment import check_finished
@@ -24,7 +24,7 @@ from qbee.job.watcher import Watcher
 from qbee.quantize import convert, thresholds
 from qbee.quantize.fold import FoldedNet
 from qbee.quantize.thresholds import FatSettings
-from qbee.records import FrontEnd, Record
+from qbee.records import FrontEnd, OnError, Record
 from qbee.verify import compare
 
 FILE = "adapt.json"

@@ -15,14 +15,14 @@ from qbee.detect.crew import OpenEars
 from qbee.detect.ears import FileEars
 from qbee.detect.events import Event, EventRule, Listened
 from qbee.detect.recordings import Dating, RecordingTable, find, inspect_all
-from qbee.detect.run import Detection, DetectSettings, OnError, Progress
+from qbee.detect.run import Detection, DetectSettings, Progress
 from qbee.detector import MODEL, Detector, Engine, network_digest
 from qbee.errors import ParameterError
 from qbee.field.clip_files import write_clips
 from qbee.files import read_bytes, write_text
 from qbee.job.settings import FILE as JOB_FILE
 from qbee.job.watcher import Watcher
-from qbee.records import Record, validated
+from qbee.records import OnError, Record, validated
 from qbee.report import activity_plot
 from qbee.train import metrics
 

@@ -158,13 +158,18 @@ def review(
 
 
 def _train_command(model: Path) -> str:
-    """Command that trains again, with the labels of before if they are known."""
-    before, name = "", "beenet3"
-    if (model / JOB_FILE).exists():
-        settings = JobSettings.load(model / JOB_FILE)
-        name = settings.model
-        before = "".join(f"--labels {shlex.quote(table)} " for table in settings.labels)
-    return f"qbee run {before}--labels {{labels}} --model {name} --out retrained"
+    """Command that trains again, as before and with the labels of before if they are known."""
+    if not (model / JOB_FILE).exists():
+        return "qbee run --labels {labels} --model beenet3 --out retrained"
+    job = JobSettings.load(model / JOB_FILE)
+    given = [part for table in job.labels for part in ("--labels", table)]
+    given += ["--unannotated", job.unannotated] if job.unannotated != "ignore" else []
+    given += ["--test-location", job.test_location] if job.test_location else []
+    given += ["--standardize", "fold"] if job.front_end.standardize == "fold" else []
+    given += ["--balance-classes"] if job.balance_classes else []
+    # Braces are for what the page puts in.
+    before = shlex.join(given).replace("{labels}", "{ labels }")
+    return f"qbee run {before} --labels {{labels}} --model {job.model} --out retrained"
 
 
 def _items(

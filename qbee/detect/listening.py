@@ -54,7 +54,7 @@ def listen(
         text = "it was changed while it was read: a recorder may still be writing it"
         text = "it was gone before it was read to its end" if state is None else text
         return Part.nothing(identity, (_problem("changed", "left_out", text),))
-    if not len(margins) and not damage:
+    if not len(margins) and all(problem.effect == "used" for problem in damage):
         problems.append(_too_short(found.duration_s, front_end, continues=skip_samples > 0))
     return Part(identity, skip_samples / found.sample_rate_hz, margins, tuple(problems))
 

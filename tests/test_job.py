@@ -183,11 +183,11 @@ def test_the_search_says_how_it_searched_and_what_it_chose(finished_job, results
 
 def test_a_folder_of_tables_is_another_job_when_one_of_them_changes(tmp_path):
     (tmp_path / "a.txt").write_text("0\t4\tbuzz\n")
-    before = digest(tmp_path)
+    before = digest([tmp_path])
     (tmp_path / "a.wav").write_bytes(b"sound")
-    assert digest(tmp_path) == before
+    assert digest([tmp_path]) == before
     (tmp_path / "a.txt").write_text("0\t5\tbuzz\n")
-    assert digest(tmp_path) != before
+    assert digest([tmp_path]) != before
 
 
 def test_the_card_travels_inside_the_model(finished_job, results):

@@ -57,9 +57,11 @@ def spread(values: Sequence[float], count: int) -> list[int]:
     ends = (logs[0], logs[-1]) if count > 1 else (logs.mean(), logs.mean())
     wanted = np.linspace(*ends, count)
     free, chosen = list(range(len(logs))), []
-    for value in (wanted[i] for i in _ends_first(count)):
-        if free:
-            chosen.append(free.pop(int(np.argmin(np.abs(logs[free] - value)))))
+    # The last is at hand without a look: logarithms of neighbouring floats are equal.
+    for i in _ends_first(count)[: len(logs)]:
+        is_last = i == count - 1 > 0
+        nearest = -1 if is_last else int(np.argmin(np.abs(logs[free] - wanted[i])))
+        chosen.append(free.pop(nearest))
     return [int(order[i]) for i in sorted(chosen)]
 
 

@@ -64,6 +64,7 @@ def test_a_limit_of_memory_is_kept_and_the_outputs_stay_the_same(job, tmp_path):
     assert not (job / "export.json").exists()
 
 
+@pytest.mark.slow
 def test_exported_into_the_job_itself_it_is_what_verify_verifies(job):
     qbee("export", job, "--max-recompute", "1.1")
     assert not (job / "results.json").exists()

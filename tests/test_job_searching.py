@@ -225,6 +225,7 @@ def test_picking_from_a_search_without_trials_is_one_line(trained, run, tmp_path
     assert not to.exists()
 
 
+@pytest.mark.slow
 def test_workers_killed_in_the_search_end_like_one_undisturbed(trained, recordings, finished_job):
     """Two workers; the kill ends the helper too, and the trials of both are given out again."""
     options = ["--labels", recordings, "--out", trained, *SMALL_JOB, "--workers", "2"]
@@ -247,6 +248,7 @@ def test_workers_killed_in_the_search_end_like_one_undisturbed(trained, recordin
     assert (trained / "model.tflite").read_bytes() == (finished_job / "model.tflite").read_bytes()
 
 
+@pytest.mark.slow
 def test_trials_scored_on_every_location_are_means_over_them(trained, run):
     printed = run("search", trained, "--across", "lolo", "--trials", "1")
     assert "F1 of trials is from inner folds" in printed

@@ -98,11 +98,6 @@ class Part:
         return cls(identity, 0.0, np.empty(0, np.float32), problems)
 
     @property
-    def is_left_out(self) -> bool:
-        """Whether nothing of the recording could be used."""
-        return any(problem.effect == "left_out" for problem in self.problems)
-
-    @property
     def is_damaged(self) -> bool:
         """Whether some of the recording could not be used."""
         return any(problem.effect != "used" for problem in self.problems)

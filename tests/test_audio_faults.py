@@ -89,7 +89,8 @@ def test_the_last_frame_of_a_flac_ends_where_its_header_says(
     path = tmp_path / "a.flac"
     sound = 0.1 * np.random.default_rng(0).standard_normal((samples, channels))
     soundfile.write(path, sound, rate, subtype)
-    header = flac_header.read(path)
+    with path.open("rb") as file:
+        header = flac_header.read(file)
     assert header.sample_rate_hz == header.first.rate_hz == rate
     assert header.samples == header.last.begins_at + header.last.samples == samples
     assert faults.of_header(path) == []

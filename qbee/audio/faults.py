@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from qbee.audio import flac_header, wav_header
 from qbee.audio.flac_header import FlacHeader
 from qbee.audio.wav_header import WavHeader
+from qbee.errors import AudioError
 
 FaultKind = Literal[
     "wrong_length", "unfinished", "wrong_header", "silence", "dropout", "clipping", "dc_offset"
@@ -36,6 +37,17 @@ class Fault:
     text: str
 
 
+def _header(path: Path) -> WavHeader | FlacHeader | None:
+    try:
+        with Path(path).open("rb") as file:
+            if (found := wav_header.read(file)) is not None:
+                return found
+            file.seek(0)
+            return flac_header.read(file)
+    except OSError as error:
+        raise AudioError(f"{path}: {error.strerror}") from error
+
+
 def of_header(path: Path) -> list[Fault]:
     """What the header of a WAV or FLAC file says that cannot be true; other kinds have no faults.
 
@@ -44,7 +56,7 @@ def of_header(path: Path) -> list[Fault]:
     AudioError
         if the file cannot be read.
     """
-    header = wav_header.read(path) or flac_header.read(path)
+    header = _header(path)
     if header is None:
         return []
     if isinstance(header, WavHeader) and header.is_unfinished:

@@ -7,10 +7,7 @@ neither another rate nor a length that is too short is an error to it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
-
-from qbee.errors import AudioError
 
 STREAMINFO_BYTES = 34
 RATES_HZ = {
@@ -75,22 +72,8 @@ class FlacHeader:
         return max(0, hidden) / self.sample_rate_hz
 
 
-def read(path: Path) -> FlacHeader | None:
-    """Header of a FLAC file; None for another kind of file or one without sound.
-
-    Raises
-    ------
-    AudioError
-        if the file cannot be read.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            return _read(file)
-    except OSError as error:
-        raise AudioError(f"{path}: {error.strerror}") from error
-
-
-def _read(file: BinaryIO) -> FlacHeader | None:
+def read(file: BinaryIO) -> FlacHeader | None:
+    """Header of a FLAC file; None for another kind of file or one without sound."""
     if file.read(4) != b"fLaC":
         return None
     info = b""

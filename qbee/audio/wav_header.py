@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
-
-from qbee.errors import AudioError
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 # Bits of the compressed kinds that libsndfile reads without asking for them: ADPCM of Microsoft,
@@ -82,24 +79,11 @@ class WavHeader:
         return hidden / self.byte_rate
 
 
-def read(path: Path) -> WavHeader | None:
+def read(file: BinaryIO) -> WavHeader | None:
     """Header of a WAV file; None for another kind of file or a header without sound.
 
     Files of the kinds RF64 and W64 have 64-bit lengths of their own and are not looked into.
-
-    Raises
-    ------
-    AudioError
-        if the file cannot be read.
     """
-    try:
-        with Path(path).open("rb") as file:
-            return _read(file)
-    except OSError as error:
-        raise AudioError(f"{path}: {error.strerror}") from error
-
-
-def _read(file: BinaryIO) -> WavHeader | None:
     start = file.read(12)
     if start[:4] != b"RIFF" or start[8:] != b"WAVE":
         return None

@@ -55,17 +55,6 @@ def reference_slots(elements: Slots, factor: ForgivingFactor) -> dict[str, int]:
     }
 
 
-def with_kernels(bits: Bits, per_weight: Mapping[str, float]) -> dict[str, float]:
-    """Bits of every slot, with other bits per weight for the kernels of some layers.
-
-    Parameters
-    ----------
-    per_weight : by layer, as ``quantize.granularity.effective_bits`` counts them: with the shares
-        of scales, exponents and codebooks.
-    """
-    return {**bits, **{f"{name}.kernel": width for name, width in per_weight.items()}}
-
-
 def total_bits(elements: Slots, bits: Bits) -> int:
     """Bits of all parameters and feature maps, summed over the network (S3-5).
 
